@@ -1,0 +1,132 @@
+"""What the host does around a target: inputs into currents, errors into currents, spike counts back into rates, logits and gradients.
+
+Every target uses these functions and no other, so a difference between two targets is never a difference of the host. All host sums over
+integers are exact (below 2^53 in float64), hence the same on every machine.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain import fixed
+from toolchain.errors import GraphError, UsageError
+from toolchain.ir import Array, Drive, Graph
+from toolchain.target import Result
+
+
+def encode_input(graph: Graph, inputs: Array) -> Array:
+    """Inputs in [0, 1] of shape (samples, *input shape) as the graph's input values: float64, or whole numbers 0 .. scale (int64, clipped)."""
+    if not graph.integer:
+        return inputs.astype(np.float64)
+    levels = graph.scale("forward", graph.of_kind("input")[0].name)
+    return np.clip(np.rint(inputs.astype(np.float64) * levels), 0, levels).astype(np.int64)
+
+
+def check_inputs(graph: Graph, inputs: Array) -> Array:
+    """`inputs` as an array of shape (samples, *input shape); UsageError where the size is wrong or a value is not finite."""
+    array = np.asarray(inputs)
+    population = graph.of_kind("input")[0]
+    if array.ndim < 2 or prod(array.shape[1:]) != prod(population.shape):
+        raise UsageError(f"'{graph.provenance.model}' takes samples of {prod(population.shape)} values, shape {population.shape}, but the input has shape {array.shape}: one sample a row")
+    if not np.isfinite(array).all():
+        raise UsageError("the input holds NaN or infinite values: clean the data first")
+    return array.reshape(len(array), *population.shape)
+
+
+def input_current(graph: Graph, drive: Drive, encoded: Array) -> Array:
+    """The current (samples, *population shape) that a drive injects at every step, in graph units (int64 or float64)."""
+    shape = graph.population(drive.population).shape
+    total = _exact_product(graph, drive, encoded, shape)
+    if drive.bias is not None:
+        total = total + graph.tensors[drive.bias]
+    if not graph.integer:
+        return total
+    current = fixed.host_current(total, drive.shift, drive.exponent)
+    return current.mantissa << current.exponent
+
+
+def _exact_product(graph: Graph, drive: Drive, encoded: Array, shape: tuple[int, ...]) -> Array:
+    """The host's connection. Whole numbers go through float64, whose sums of them are exact below 2^53 (`passes.quantize` keeps them there)."""
+    floats = {name: tensor.astype(np.float64) for name, tensor in graph.tensors.items() if any(getattr(op, "weight", None) == name for op in drive.ops)}
+    total = fixed.apply(drive.ops, floats, encoded, shape, integer=False)
+    return total.astype(np.int64) if graph.integer else total
+
+
+def error_current(graph: Graph, error: Array) -> Array:
+    """The feedback phase's injected current (samples, *population shape) from `error` = d(gain * loss)/d(rate), in the model's unit."""
+    phase = graph.phase("feedback")
+    drive = next(drive for drive in phase.drive if drive.source == "error")
+    shape = graph.population(drive.population).shape
+    current = error.astype(np.float64).reshape(len(error), *shape) * graph.scale("feedback", drive.population)
+    if not graph.integer:
+        return current
+    injected = fixed.injected(current, drive.exponent)
+    return injected.mantissa << injected.exponent
+
+
+def mask(graph: Graph, forward: Result, population: str) -> npt.NDArray[np.bool_]:
+    """m = 1[0 < spike count < T], by counts and never by comparing a float with 1 (METHODS: the mask quirk of LIF rates)."""
+    counts = forward.counts[population]
+    return (counts > 0) & (counts < graph.phase("forward").time_steps)
+
+
+def rates(graph: Graph, result: Result, population: str) -> npt.NDArray[np.float64]:
+    """(Weighted) average firing rates, (samples, *shape): sum of leak^(T-t) s[t] over sum of leak^k."""
+    phase = graph.phase(result.phase)
+    return result.traces[population] / fixed.leak_sum(phase.dynamics[population].leak, phase.time_steps)
+
+
+def beta(graph: Graph, feedback: Result, population: str) -> npt.NDArray[np.float64]:
+    """The feedback equilibrium in the model's unit: (weighted) mean of spikes of amplitude Ab (SPIDE eq. for the backward stage), unmasked."""
+    return amplitude(graph, "feedback", population) * rates(graph, feedback, population)
+
+
+def amplitude(graph: Graph, phase: str, population: str) -> float:
+    """What a spike subtracts, in the model's unit: A = Vth - u_rest (forward), Ab (feedback)."""
+    return graph.phase(phase).dynamics[population].reset / graph.scale(phase, population)
+
+
+def logits(graph: Graph, forward: Result) -> npt.NDArray[np.float64]:
+    """Class scores (samples, classes): the readout's potential over its unit and its own sum of leaks, plus its bias."""
+    phase = graph.phase("forward")
+    readout = graph.of_kind("readout")[0].name
+    norm = fixed.leak_sum(phase.dynamics[readout].leak, phase.time_steps) * graph.scale("forward", readout)
+    scores = forward.potentials[readout].astype(np.float64) / norm
+    return scores + graph.tensors[phase.bias[readout].tensor] if readout in phase.bias else scores
+
+
+def output_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.float64]:
+    """d(gain * mean cross entropy)/d(rate of the driven population), (samples, *shape): gain * (softmax - onehot)/samples through the readout."""
+    drive = error_drive(graph)
+    return drive.gain * logit_error(graph, forward, labels) @ readout_weight(graph)
+
+
+def logit_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.float64]:
+    """d(mean cross entropy)/d(logits), (samples, classes)."""
+    scores = logits(graph, forward)
+    if labels.shape != (len(scores),) or labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
+        raise UsageError(f"labels must be {len(scores)} whole numbers from 0 to {scores.shape[1] - 1}, not shape {labels.shape} with values up to {labels.max(initial=0)}")
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    softmax = shifted / shifted.sum(axis=1, keepdims=True)
+    return (softmax - np.eye(scores.shape[1])[labels]) / len(scores)
+
+
+def readout_weight(graph: Graph) -> npt.NDArray[np.float64]:
+    """The readout's weights in the model's unit, (classes, neurons of its source)."""
+    readout = graph.of_kind("readout")[0].name
+    (synapse,) = (s for s in graph.phase("forward").synapses if s.target == readout)
+    source = prod(graph.population(synapse.source).shape)
+    unit = np.eye(source, dtype=np.int64 if graph.integer else np.float64)
+    shape = graph.population(readout).shape
+    return fixed.apply(synapse.ops, graph.tensors, unit, shape, integer=graph.integer).T.astype(np.float64) / graph.scale("forward", readout)
+
+
+def error_drive(graph: Graph) -> Drive:
+    """The drive through which the error enters; GraphError where the graph has no feedback phase."""
+    for drive in graph.phase("feedback").drive:
+        if drive.source == "error":
+            return drive
+    raise GraphError("the feedback phase has no error drive: run the adjoint pass")

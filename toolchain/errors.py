@@ -1,0 +1,46 @@
+"""Every error of the toolchain: one base class, one exit code each.
+
+A message says what is wrong, where, and what to do, with names and numbers, in one sentence. The command line prints it and exits with
+`exit_code`; a library user catches `ToolchainError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class ToolchainError(Exception):
+    """Something went wrong while the tool ran (a target died, a deadline passed)."""
+
+    exit_code = 1
+
+
+class UsageError(ToolchainError):
+    """What was asked for cannot be done: an unknown name, a missing or damaged file, a wrong shape, a missing dependency."""
+
+    exit_code = 2
+
+
+class GraphError(UsageError):
+    """A graph that breaks a rule of `ir.verify`, or that a pass cannot take."""
+
+
+class ArtifactError(UsageError):
+    """A .fsnn file, checkpoint or data file that cannot be read, or whose parts contradict each other."""
+
+
+class DesignRuleError(ToolchainError):
+    """The graph does not fit the chip or the target."""
+
+    exit_code = 3
+
+
+class ToleranceError(ToolchainError):
+    """A comparison or verification outside its tolerance."""
+
+    exit_code = 4
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name nobody knows: it lists the names that are known."""
+    return UsageError(f"unknown {kind} '{name}': choose one of {', '.join(sorted(known))}")
