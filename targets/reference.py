@@ -52,7 +52,8 @@ class Run:
         else:
             encoded = None
             forward = self._latch.forward(len(inputs))
-            currents = {d.population: codec.error_current(graph, inputs) for d in plan.drive}
+            error = codec.check_error(graph, inputs)
+            currents = {d.population: codec.error_current(graph, error) for d in plan.drive}
             masks = {s.gate: codec.mask(graph, forward, s.gate) for s in plan.synapses if s.gate is not None}
         result = simulate(graph, plan, len(inputs), encoded, currents, masks, trace=self._trace)
         if phase == "forward":
@@ -69,13 +70,14 @@ class Run:
         self.close()
 
 
-def simulate(graph: Graph, phase: Phase, samples: int, encoded: Array | None, currents: dict[str, Array], masks: dict[str, Array], *, trace: bool) -> Result:
+def simulate(
+    graph: Graph, phase: Phase, samples: int, encoded: Array | None, currents: dict[str, Array], masks: dict[str, Array], *, trace: bool
+) -> Result:
     """Run `phase` tick by tick. `encoded` is what input populations emit; `currents` are injected; `masks` gate synapses by population."""
     wide = np.int64 if graph.integer else np.float64
     shape = {name: (samples, *graph.population(name).shape) for name in phase.order}
     neurons = [name for name in phase.order if graph.population(name).kind != "input"]
-    bias = {name: graph.tensors[b.tensor].astype(wide) for name, b in phase.bias.items() if graph.population(name).kind != "readout"}
-    bias = {name: value << phase.bias[name].exponent if graph.integer else value for name, value in bias.items()}
+    bias = codec.bias_currents(graph, phase)
     potential = {name: np.zeros(shape[name], wide) for name in neurons}
     waiting = {name: np.zeros(shape[name], wide) for name in neurons}
     emitted: dict[str, dict[int, Array]] = {name: {} for name in phase.order}

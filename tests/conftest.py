@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable
 
@@ -27,6 +28,17 @@ from toolchain.ir import (
 )
 
 RandomGraph = Callable[..., Graph]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of what this machine lacks skip, visibly, with the reason."""
+    if item.get_closest_marker("lava") and importlib.util.find_spec("lava") is None:
+        pytest.skip("Lava is not installed (it needs Python 3.10)")
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA GPU here")
 
 
 @pytest.fixture(scope="session")

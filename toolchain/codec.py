@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from toolchain import fixed
 from toolchain.errors import GraphError, UsageError
-from toolchain.ir import Array, Drive, Graph
+from toolchain.ir import Array, Drive, Graph, Phase
 from toolchain.target import Result
 
 
@@ -30,7 +30,9 @@ def check_inputs(graph: Graph, inputs: Array) -> Array:
     array = np.asarray(inputs)
     population = graph.of_kind("input")[0]
     if array.ndim < 2 or prod(array.shape[1:]) != prod(population.shape):
-        raise UsageError(f"'{graph.provenance.model}' takes samples of {prod(population.shape)} values, shape {population.shape}, but the input has shape {array.shape}: one sample a row")
+        raise UsageError(
+            f"'{graph.provenance.model}' takes samples of {prod(population.shape)} values, shape {population.shape}, but the input has shape {array.shape}: one sample a row"
+        )
     if not np.isfinite(array).all():
         raise UsageError("the input holds NaN or infinite values: clean the data first")
     return array.reshape(len(array), *population.shape)
@@ -50,9 +52,37 @@ def input_current(graph: Graph, drive: Drive, encoded: Array) -> Array:
 
 def _exact_product(graph: Graph, drive: Drive, encoded: Array, shape: tuple[int, ...]) -> Array:
     """The host's connection. Whole numbers go through float64, whose sums of them are exact below 2^53 (`passes.quantize` keeps them there)."""
-    floats = {name: tensor.astype(np.float64) for name, tensor in graph.tensors.items() if any(getattr(op, "weight", None) == name for op in drive.ops)}
+    floats = {
+        name: tensor.astype(np.float64)
+        for name, tensor in graph.tensors.items()
+        if any(getattr(op, "weight", None) == name for op in drive.ops)
+    }
     total = fixed.apply(drive.ops, floats, encoded, shape, integer=False)
     return total.astype(np.int64) if graph.integer else total
+
+
+def check_error(graph: Graph, error: Array) -> Array:
+    """`error` as (samples, *shape of the driven population); UsageError where the size is wrong or a value is not finite."""
+    array = np.asarray(error)
+    population = graph.population(error_drive(graph).population)
+    if array.ndim < 2 or prod(array.shape[1:]) != prod(population.shape):
+        raise UsageError(
+            f"the feedback phase takes the error of population '{population.name}', shape {population.shape} a sample, but got shape {array.shape}"
+        )
+    if not np.isfinite(array).all():
+        raise UsageError("the error holds NaN or infinite values: check the loss")
+    return array.reshape(len(array), *population.shape)
+
+
+def bias_currents(graph: Graph, phase: Phase) -> dict[str, Array]:
+    """The currents (population shape) that biases inject at each step, in graph units; readouts have none (see `logits`)."""
+    wide = np.int64 if graph.integer else np.float64
+    currents: dict[str, Array] = {}
+    for name, bias in phase.bias.items():
+        if graph.population(name).kind != "readout":
+            values = graph.tensors[bias.tensor].astype(wide)
+            currents[name] = values << bias.exponent if graph.integer else values
+    return currents
 
 
 def error_current(graph: Graph, error: Array) -> Array:
@@ -108,7 +138,9 @@ def logit_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.
     """d(mean cross entropy)/d(logits), (samples, classes)."""
     scores = logits(graph, forward)
     if labels.shape != (len(scores),) or labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
-        raise UsageError(f"labels must be {len(scores)} whole numbers from 0 to {scores.shape[1] - 1}, not shape {labels.shape} with values up to {labels.max(initial=0)}")
+        raise UsageError(
+            f"labels must be {len(scores)} whole numbers from 0 to {scores.shape[1] - 1}, not shape {labels.shape} with values up to {labels.max(initial=0)}"
+        )
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     softmax = shifted / shifted.sum(axis=1, keepdims=True)
     return (softmax - np.eye(scores.shape[1])[labels]) / len(scores)
@@ -121,7 +153,9 @@ def readout_weight(graph: Graph) -> npt.NDArray[np.float64]:
     source = prod(graph.population(synapse.source).shape)
     unit = np.eye(source, dtype=np.int64 if graph.integer else np.float64)
     shape = graph.population(readout).shape
-    return fixed.apply(synapse.ops, graph.tensors, unit, shape, integer=graph.integer).T.astype(np.float64) / graph.scale("forward", readout)
+    return fixed.apply(synapse.ops, graph.tensors, unit, shape, integer=graph.integer).T.astype(np.float64) / graph.scale(
+        "forward", readout
+    )
 
 
 def error_drive(graph: Graph) -> Drive:

@@ -116,7 +116,7 @@ def mantissas(values: Array, exponent: int, low: int, high: int) -> Mantissas:
     return Mantissas(np.clip(rounded, low, high).astype(np.int64), exponent, clipped)
 
 
-def exponent_for(bound: float, high: int, largest: int) -> int:
+def exponent_for(bound: float, high: float, largest: int) -> int:
     """The smallest exponent e in 0..largest with bound <= high * 2^e (`largest` where none suffices)."""
     if bound <= high:
         return 0

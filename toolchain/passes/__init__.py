@@ -91,4 +91,16 @@ FLOAT_PIPELINE = Pipeline((Fold(), Adjoint(), Inject(), Retime()))
 LOIHI_PIPELINE = Pipeline((Fold(), Adjoint(), Inject(), Retime(), Quantize()))
 """To an integer graph in hardware time: what the chip, its simulators and the reference run."""
 
-__all__ = ["FLOAT_PIPELINE", "LOIHI_PIPELINE", "Adjoint", "Fold", "Inject", "Pass", "Pipeline", "Quantize", "Retime", "ToolchainError", "Watch"]
+__all__ = [
+    "FLOAT_PIPELINE",
+    "LOIHI_PIPELINE",
+    "Adjoint",
+    "Fold",
+    "Inject",
+    "Pass",
+    "Pipeline",
+    "Quantize",
+    "Retime",
+    "ToolchainError",
+    "Watch",
+]
