@@ -303,11 +303,17 @@ def verify(graph: Graph) -> None:
     names = [population.name for population in graph.populations]
     _require(len(set(names)) == len(names), f"population names repeat: {', '.join(names)}; give each its own")
     for population in graph.populations:
-        _require(bool(population.shape) and all(n >= 1 for n in population.shape), f"population '{population.name}' has shape {population.shape}: every axis needs at least 1 neuron")
+        _require(
+            bool(population.shape) and all(n >= 1 for n in population.shape),
+            f"population '{population.name}' has shape {population.shape}: every axis needs at least 1 neuron",
+        )
     for name, tensor in graph.tensors.items():
         _require(bool(np.isfinite(tensor).all()), f"tensor '{name}' holds NaN or infinite values: retrain, or restore the checkpoint")
     phases = [phase.name for phase in graph.phases]
-    _require(len(set(phases)) == len(phases) and "forward" in phases, f"a graph needs one forward phase and at most one feedback phase, not {phases}")
+    _require(
+        len(set(phases)) == len(phases) and "forward" in phases,
+        f"a graph needs one forward phase and at most one feedback phase, not {phases}",
+    )
     for phase in graph.phases:
         _verify_phase(graph, phase)
 
@@ -330,14 +336,23 @@ def _verify_phase(graph: Graph, phase: Phase) -> None:
     for synapse in phase.synapses:
         _verify_synapse(graph, phase, synapse, position, shapes)
     for name, bias in phase.bias.items():
-        _require(graph.tensors[bias.tensor].shape == shapes[name], f"bias '{bias.tensor}' of population '{name}' has shape {graph.tensors[bias.tensor].shape}, not {shapes[name]}: make it the full shape")
-        _require(0 <= bias.start < phase.time_steps, f"bias of population '{name}' starts at step {bias.start}, outside the {phase.time_steps} steps of {where}")
+        _require(
+            graph.tensors[bias.tensor].shape == shapes[name],
+            f"bias '{bias.tensor}' of population '{name}' has shape {graph.tensors[bias.tensor].shape}, not {shapes[name]}: make it the full shape",
+        )
+        _require(
+            0 <= bias.start < phase.time_steps,
+            f"bias of population '{name}' starts at step {bias.start}, outside the {phase.time_steps} steps of {where}",
+        )
     driven = [drive.population for drive in phase.drive]
     _require(len(set(driven)) == len(driven), f"{where} drives a population twice: join the currents")
     for drive in phase.drive:
         _verify_drive(graph, phase, drive, shapes)
     timing = phase.timing
-    _require(timing.period >= 1 and timing.flush >= 0 and all(s >= 0 for s in timing.start.values()), f"{where} has a negative start, a negative flush, or a period under 1 tick")
+    _require(
+        timing.period >= 1 and timing.flush >= 0 and all(s >= 0 for s in timing.start.values()),
+        f"{where} has a negative start, a negative flush, or a period under 1 tick",
+    )
 
 
 def _verify_dynamics(graph: Graph, phase: Phase, name: str, kind: str) -> None:
@@ -346,14 +361,23 @@ def _verify_dynamics(graph: Graph, phase: Phase, name: str, kind: str) -> None:
     numbers = (dynamics.threshold, dynamics.reset, dynamics.leak)
     _require(all(isfinite(n) for n in numbers), f"{where} has a NaN or infinite threshold, reset or leak")
     _require(0 < dynamics.leak <= 1, f"{where} has leak {dynamics.leak}: it must lie in (0, 1]")
-    _require((kind == "readout") == (dynamics.members == "none"), f"{where} is a {kind} with members '{dynamics.members}': couples fire with 'plus' or 'both', readouts with 'none'")
+    _require(
+        (kind == "readout") == (dynamics.members == "none"),
+        f"{where} is a {kind} with members '{dynamics.members}': couples fire with 'plus' or 'both', readouts with 'none'",
+    )
     if dynamics.members != "none":
         _require(dynamics.threshold > 0, f"{where} has threshold {dynamics.threshold}: it must be above 0")
         _require(dynamics.reset >= 0, f"{where} has reset {dynamics.reset}: the amount subtracted on a spike cannot be negative")
     if graph.integer:
-        _require(float(dynamics.leak * DECAY_ONE).is_integer(), f"{where} has leak {dynamics.leak}: an integer graph needs a multiple of 1/{DECAY_ONE}")
+        _require(
+            float(dynamics.leak * DECAY_ONE).is_integer(),
+            f"{where} has leak {dynamics.leak}: an integer graph needs a multiple of 1/{DECAY_ONE}",
+        )
         for label, value in (("threshold", dynamics.threshold), ("reset", dynamics.reset)):
-            _require(isinstance(value, int) and value <= POTENTIAL_LIMIT, f"{where} has {label} {value}: an integer graph needs a whole number up to {POTENTIAL_LIMIT}")
+            _require(
+                isinstance(value, int) and value <= POTENTIAL_LIMIT,
+                f"{where} has {label} {value}: an integer graph needs a whole number up to {POTENTIAL_LIMIT}",
+            )
 
 
 def _verify_synapse(graph: Graph, phase: Phase, synapse: Synapse, position: Mapping[str, int], shapes: Mapping[str, Shape]) -> None:
@@ -361,20 +385,34 @@ def _verify_synapse(graph: Graph, phase: Phase, synapse: Synapse, position: Mapp
     for end in (synapse.source, synapse.target):
         _require(end in position, f"{where} ends at '{end}', which does not take part in the phase: add it to the order")
     _require(graph.population(synapse.target).kind != "input", f"{where} feeds an input population: reverse it")
-    _require(graph.population(synapse.source).kind != "readout", f"{where} leaves a readout, which never fires: take its source from a couple")
+    _require(
+        graph.population(synapse.source).kind != "readout", f"{where} leaves a readout, which never fires: take its source from a couple"
+    )
     if phase.timing.mode == "step":
         _require(synapse.delay in (0, 1), f"{where} has delay {synapse.delay}: before retime a delay is 0 (same step) or 1 (feedback)")
     if synapse.delay == 0:
-        _require(position[synapse.source] < position[synapse.target], f"{where} closes a loop without delay: give it delay 1, or move its source before its target")
+        _require(
+            position[synapse.source] < position[synapse.target],
+            f"{where} closes a loop without delay: give it delay 1, or move its source before its target",
+        )
     _require(synapse.delay >= 0, f"{where} has delay {synapse.delay}: it cannot be negative")
     if synapse.gate is not None:
-        _require(synapse.gate in shapes and shapes[synapse.gate] == shapes[synapse.source], f"{where} is gated by '{synapse.gate}', which is no population of the source's shape {shapes[synapse.source]}")
+        _require(
+            synapse.gate in shapes and shapes[synapse.gate] == shapes[synapse.source],
+            f"{where} is gated by '{synapse.gate}', which is no population of the source's shape {shapes[synapse.source]}",
+        )
     shape = _shape_after(synapse.ops, shapes[synapse.source], graph.tensors, where)
-    _require(prod(shape) == prod(shapes[synapse.target]), f"{where} makes shape {shape} but '{synapse.target}' has {shapes[synapse.target]}: correct the weights or the population")
+    _require(
+        prod(shape) == prod(shapes[synapse.target]),
+        f"{where} makes shape {shape} but '{synapse.target}' has {shapes[synapse.target]}: correct the weights or the population",
+    )
     if graph.integer:
         for op in synapse.ops:
             _require(not isinstance(op, Scale), f"{where} scales by a float in an integer graph: fold it into the weights")
-            _require(getattr(op, "exponent", 0) >= 0, f"{where} has a negative weight exponent, which floors sums on the chip: raise the graph's scale")
+            _require(
+                getattr(op, "exponent", 0) >= 0,
+                f"{where} has a negative weight exponent, which floors sums on the chip: raise the graph's scale",
+            )
 
 
 def _verify_drive(graph: Graph, phase: Phase, drive: Drive, shapes: Mapping[str, Shape]) -> None:
@@ -385,7 +423,9 @@ def _verify_drive(graph: Graph, phase: Phase, drive: Drive, shapes: Mapping[str,
     inputs = graph.of_kind("input")
     _require(len(inputs) == 1, f"{where} needs exactly one input population, the graph has {len(inputs)}")
     shape = _shape_after(drive.ops, inputs[0].shape, graph.tensors, where)
-    _require(prod(shape) == prod(shapes[drive.population]), f"{where} makes shape {shape}, not {shapes[drive.population]}: correct the weights")
+    _require(
+        prod(shape) == prod(shapes[drive.population]), f"{where} makes shape {shape}, not {shapes[drive.population]}: correct the weights"
+    )
 
 
 def _shape_after(ops: Iterable[Op], shape: Shape, tensors: Mapping[str, Array], where: str) -> Shape:

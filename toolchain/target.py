@@ -120,7 +120,9 @@ def get(name: str) -> Target:
 
 def _loaded(found: object, name: str) -> Target:
     if not isinstance(found, Target):
-        raise UsageError(f"entry point '{name}' in group '{GROUP}' names a {type(found).__name__}, which has not all members of toolchain.target.Target: ask its author")
+        raise UsageError(
+            f"entry point '{name}' in group '{GROUP}' names a {type(found).__name__}, which has not all members of toolchain.target.Target: ask its author"
+        )
     return found
 
 
@@ -139,5 +141,7 @@ class Latch:
             raise UsageError("the feedback phase needs the masks of a forward run: run phase 'forward' on the same samples first")
         latched = len(next(iter(self._forward.counts.values())))
         if latched != samples:
-            raise UsageError(f"the feedback phase got {samples} samples but the forward run before it had {latched}: give the errors of the same samples")
+            raise UsageError(
+                f"the feedback phase got {samples} samples but the forward run before it had {latched}: give the errors of the same samples"
+            )
         return self._forward
