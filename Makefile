@@ -1,0 +1,36 @@
+# Two commands do everything: `make demo` and `make test`. Both build .venv first (Python 3.10 with Lava where there is one) and share it.
+VENV := .venv
+CORE := .venv-core
+PINS := pyproject.toml $(wildcard constraints/*.txt) .ci/make-venv
+PYTEST := -m pytest --numprocesses 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-core lint types bench
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(VENV)/ready  ## set up, then run mnist-fc on PyTorch, the simulator and Lava, and write out/report
+	$(VENV)/bin/toolchain compare mnist-fc --targets torch,sim,lava-sim --fallback sim --report out/report
+
+test: $(VENV)/ready  ## set up, then run every test
+	$(VENV)/bin/python $(PYTEST)
+
+test-core: $(CORE)/ready  ## the same tests on Python 3.11 or newer, without Lava
+	$(CORE)/bin/python $(PYTEST)
+
+lint: $(VENV)/ready  ## ruff: format and rules
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+types: $(VENV)/ready  ## mypy, strict
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/ready  ## samples per second on lava-sim: our processes beside Lava's stock ones, and their ratio
+	$(VENV)/bin/python examples/bench_lava_sim.py
+
+$(VENV)/ready: $(PINS)
+	.ci/make-venv lava $(VENV)
+
+$(CORE)/ready: $(PINS)
+	.ci/make-venv core $(CORE)

@@ -1,0 +1,5 @@
+"""`python -m toolchain` is the command `toolchain`."""
+
+from toolchain.cli import main
+
+main()

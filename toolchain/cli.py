@@ -1,0 +1,372 @@
+"""The command line: a thin shell over the functions of `toolchain`. stdout is the result, stderr is for people.
+
+Nothing heavy is imported before a verb runs, so `toolchain --help` answers at once. A flag or verb of a later version exists and is refused,
+never ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn, Protocol
+
+import typer
+
+import toolchain
+from toolchain.errors import ToleranceError, ToolchainError, UsageError
+
+app = typer.Typer(
+    name="toolchain",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="Train feedback spiking neural networks in PyTorch, compile them to Loihi-style process graphs, and compare the chip with the GPU.",
+    epilog="\b\nExamples:\n  toolchain doctor\n  toolchain compare mnist-fc --targets torch,sim,lava-sim --report out/report\n  toolchain deploy --help",
+)
+
+
+class Outcome(Protocol):
+    """What every function behind a verb returns."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def to_text(self) -> str: ...
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A name from `toolchain models`, a run folder, a checkpoint, or a .fsnn file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Dataset = Annotated[str, typer.Option(metavar="D", help="digits, mnist-1k, mnist or fashion-mnist.")]
+Samples = Annotated[int | None, typer.Option(metavar="N", help="How many samples, from the first; all by default.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where torch computes.")]
+Fallback = Annotated[str | None, typer.Option(metavar="TARGET", help="Run there where a target's dependency is missing, and say so.")]
+DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Where data sets are; else $TOOLCHAIN_DATA, else the cache.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="One setting; may be given again.")]
+
+
+def _examples(*lines: str) -> str:
+    """An epilog that keeps its lines (backspace is click's mark for that)."""
+    return "\n".join(
+        [
+            "\b",
+            "Examples:",
+            *(f"  toolchain {line}" for line in lines),
+            "",
+            "With --debug, before or after the verb, errors show their traceback.",
+        ]
+    )
+
+
+def _print(outcome: Outcome, json: bool = False) -> None:
+    if not json:
+        print(outcome.to_text())
+        return
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(outcome.to_json()), indent=2).decode())
+
+
+def _later(what: str, given: object = True) -> None:
+    """Refuse a flag or verb of a later version."""
+    if given:
+        raise UsageError(f"{what} is not part of this version of the toolchain ({toolchain.__version__}): leave it out")
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The names in `a,b,c`."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"toolchain {toolchain.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (before or after the verb).")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=_examples("doctor", "doctor --json"))
+def doctor(json: Json = False) -> None:
+    """Say what this machine can do.
+
+    Python, torch, CUDA, each target and how to get it, and the data sets found.
+    """
+    _print(toolchain.doctor(), json)
+
+
+@app.command(epilog=_examples("models", "models --json"))
+def models(json: Json = False) -> None:
+    """List the networks that come with the package."""
+    from toolchain.doctor import list_models
+
+    _print(list_models(), json)
+
+
+@app.command(epilog=_examples("targets", "targets --json"))
+def targets(json: Json = False) -> None:
+    """List the targets and how to get them."""
+    from toolchain.doctor import list_targets
+
+    _print(list_targets(), json)
+
+
+@app.command(
+    epilog=_examples(
+        "train mnist-fc --dataset mnist --epochs 14 -o runs/mnist-fc", "train mnist-fc --dataset digits --set train.lr=0.05 -o runs/try"
+    )
+)
+def train(
+    model: Annotated[str, typer.Argument(metavar="MODEL|CONFIG.yaml", help="A name from `toolchain models`, or a configuration file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="The run folder to write.")],
+    method: Annotated[str, typer.Option(metavar="M", help="The training method: spide.")] = "spide",
+    dataset: Annotated[str | None, typer.Option(metavar="D", help="digits, mnist or fashion-mnist; the model's own by default.")] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training data; the model's own by default.")] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of weights and order.")] = 0,
+    device: Device = "auto",
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run folder stopped.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Train a network and write a run folder.
+
+    RUN holds checkpoint.safetensors (best on held-out training data), last.safetensors, config.yaml and metrics.jsonl.
+    """
+    outcome = toolchain.train(
+        model,
+        method=method,
+        dataset=dataset,
+        epochs=epochs,
+        seed=seed,
+        device=device,
+        settings=settings or [],
+        resume=resume,
+        output=output,
+        data_dir=data_dir,
+    )
+    _print(outcome)
+
+
+@app.command(
+    epilog=_examples("compile mnist-fc -o mnist-fc.fsnn", "compile runs/mnist-fc --weight-bits 6 --timing pipelined -o small.fsnn")
+)
+def compile(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.fsnn", help="The artefact to write.")],
+    target: Annotated[str, typer.Option(metavar="T", help="The target whose passes run.")] = "lava-sim",
+    chip: Annotated[str, typer.Option(metavar="CHIP", help="The chip whose limits hold.")] = "loihi2",
+    weight_bits: Annotated[int, typer.Option(metavar="BITS", help="Bits of a weight's mantissa.")] = 8,
+    time_steps: Annotated[int | None, typer.Option(metavar="T", help="Forward time steps; the model's own by default.")] = None,
+    feedback_steps: Annotated[int | None, typer.Option(metavar="TB", help="Feedback time steps; the model's own by default.")] = None,
+    timing: Annotated[str, typer.Option(metavar="exact|pipelined", help="Hardware time.")] = "exact",
+    input: Annotated[str, typer.Option(metavar="bias|graded", help="How the input reaches the chip.")] = "bias",
+    calibrate: Annotated[str | None, typer.Option(metavar="D", help="Not part of this version.")] = None,
+    settings: Settings = None,
+    dump_after: Annotated[str | None, typer.Option(metavar="PASS", help="Print the graph after this pass.")] = None,
+    no_float: Annotated[bool, typer.Option("--no-float", help="Leave the float tensors out of the artefact.")] = False,
+) -> None:
+    """Compile a network to a .fsnn file for one chip."""
+    _later("--calibrate", calibrate)
+    outcome = toolchain.compile(
+        model,
+        target=target,
+        chip=chip,
+        weight_bits=weight_bits,
+        time_steps=time_steps,
+        feedback_steps=feedback_steps,
+        timing=timing,
+        input=input,
+        settings=settings or [],
+        dump_after=dump_after,
+        float_tensors=not no_float,
+        output=output,
+    )
+    _print(outcome)
+
+
+@app.command(epilog=_examples("inspect mnist-fc.fsnn", "inspect mnist-fc --after adjoint --json"))
+def inspect(
+    model: Model,
+    after: Annotated[str | None, typer.Option(metavar="PASS", help="Show the graph as this pass leaves it.")] = None,
+    processes: Annotated[bool, typer.Option("--processes", help="Not part of this version.")] = False,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Not part of this version.")] = None,
+    json: Json = False,
+) -> None:
+    """Show the graph, its passes and its units."""
+    _later("--processes", processes)
+    _later("--svg", svg)
+    _print(toolchain.inspect(model, after=after), json)
+
+
+@app.command(
+    epilog=_examples("deploy mnist-fc --target lava-sim --samples 100", "deploy mnist-fc.fsnn --target sim --predictions out.npz --json")
+)
+def deploy(
+    model: Model,
+    target: Annotated[str, typer.Option(metavar="T", help="A name from `toolchain targets`.")],
+    dataset: Dataset = "mnist-1k",
+    samples: Samples = None,
+    batch: Annotated[str, typer.Option(metavar="auto|B", help="Samples that run side by side.")] = "auto",
+    jobs: Annotated[int, typer.Option(metavar="J", help="Not part of this version beyond 1.")] = 1,
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Not part of this version.")] = None,
+    synapses: Annotated[str, typer.Option(metavar="own|stock", help="lava-sim: our synapse processes, or Lava's.")] = "own",
+    device: Device = "auto",
+    fallback: Fallback = None,
+    predictions: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Write labels, predictions and logits.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Not part of this version.")] = False,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Run a network over a data set on one target.
+
+    The result is accuracy, speed, spikes and synaptic operations.
+    """
+    _later("--jobs above 1", jobs != 1)
+    _later("--scheduler", scheduler)
+    _later("--resume of deploy", resume)
+    outcome = toolchain.deploy(
+        model,
+        target=target,
+        dataset=dataset,
+        samples=samples,
+        batch=batch if batch == "auto" else _whole(batch, "--batch"),
+        synapses=synapses,
+        device=device,
+        fallback=fallback,
+        predictions=predictions,
+        data_dir=data_dir,
+    )
+    _print(outcome, json)
+
+
+@app.command(
+    epilog=_examples("compare mnist-fc --report out/report", "compare mnist-fc --targets torch,sim --samples 200 --max-drop 0.5 --json")
+)
+def compare(
+    model: Model,
+    targets: Annotated[str, typer.Option(metavar="A,B,...", help="Targets; the first is compared with.")] = "torch,sim,lava-sim",
+    dataset: Dataset = "mnist-1k",
+    samples: Samples = None,
+    device: Device = "auto",
+    max_drop: Annotated[float | None, typer.Option(metavar="POINTS", help="Exit 4 where accuracy drops by more percentage points.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write an HTML page and pictures there.")] = None,
+    fallback: Fallback = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Show where and why targets differ.
+
+    Each target runs the same samples, forward and feedback, and is compared with the first.
+    """
+    outcome = toolchain.compare(
+        model,
+        targets=_listed(targets),
+        dataset=dataset,
+        samples=samples,
+        device=device,
+        max_drop=max_drop,
+        report=report,
+        fallback=fallback,
+        data_dir=data_dir,
+    )
+    _print(outcome, json)
+    if not outcome.passed:
+        raise ToleranceError(f"the accuracy of '{model}' drops by more than {max_drop} points: see the table")
+
+
+@app.command(
+    epilog=_examples(
+        "verify mnist-fc --samples 20", "verify mnist-fc.fsnn --targets reference,sim --phase feedback", "verify mnist-fc.fsnn --replay"
+    )
+)
+def verify(
+    model: Model,
+    targets: Annotated[str, typer.Option(metavar="A,B,...", help="Targets that must agree.")] = "reference,sim,lava-sim",
+    dataset: Dataset = "mnist-1k",
+    samples: Samples = None,
+    phase: Annotated[str, typer.Option(metavar="forward|feedback|both", help="What to compare.")] = "both",
+    replay: Annotated[bool, typer.Option("--replay", help="Run the golden inputs kept in the artefact.")] = False,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Prove that targets compute the same.
+
+    Every spike, potential and saturation is compared; exit 4 where one differs.
+    """
+    outcome = toolchain.verify(
+        model, targets=_listed(targets), dataset=dataset, samples=samples, phase=phase, replay=replay, data_dir=data_dir
+    )
+    _print(outcome, json)
+    if not outcome.passed:
+        raise ToleranceError(f"the targets do not compute the same for '{model}': see the first difference above")
+
+
+def _refuse(verb: str) -> None:
+    @app.command(
+        verb, hidden=True, help="Not part of this version.", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+    )
+    def refused() -> None:
+        _later(f"'toolchain {verb}'")
+
+
+for _verb in ("learn", "tune", "estimate", "export", "import"):
+    _refuse(_verb)
+
+
+def _whole(text: str, flag: str) -> int:
+    if not text.isdecimal():
+        raise UsageError(f"{flag} takes 'auto' or a whole number, not '{text}'")
+    return int(text)
+
+
+def main() -> NoReturn:
+    """The command `toolchain`. Exit codes: 0 done, 1 the tool's error, 2 usage, 3 does not fit the chip, 4 outside a tolerance, 130 interrupted."""
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = "--debug" in sys.argv[1:]
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = typer.main.get_command(app)(arguments or ["--help"], prog_name="toolchain", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader of stdout left; the interpreter's own flush at exit must not complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        code = _failed("interrupted", 130)
+    except ToolchainError as error:
+        code = _failed(str(error), error.exit_code, debug)
+    except typer.TyperException as error:
+        code = _failed(f"{error.format_message().rstrip('.')}: see toolchain {_verb_of(arguments)}--help", 2, debug)
+    except Exception as error:  # the boundary: whatever it is, a person reads one sentence
+        code = _failed(f"unexpected {type(error).__name__}: {error}; run again with --debug to see where", 1, debug)
+    sys.exit(code)
+
+
+def _verb_of(arguments: list[str]) -> str:
+    verbs = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    return f"{arguments[0]} " if arguments and arguments[0] in verbs else ""
+
+
+def _failed(message: str, code: int, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"toolchain: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave through every `finally`, so that a target stops what it started."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()
