@@ -1,0 +1,149 @@
+"""Lava 0.10 as a target: the graph's processes under Loihi2SimCfg, in fixed point (integer graphs) or floating point (float graphs)."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
+
+from toolchain.errors import DesignRuleError, GraphError, UsageError
+from toolchain.fixed import WEIGHT_EXPONENT_MAX, weight_range
+from toolchain.ir import Graph, Phase, Synapse
+from toolchain.limits import LOIHI2, Limits
+from toolchain.passes import FLOAT_PIPELINE, LOIHI_PIPELINE, Pipeline
+
+if TYPE_CHECKING:
+    from toolchain.targets.lava_sim.compile import Run
+
+STOCK_WEIGHT_BITS = 8
+STOCK_SUM = 2**31
+"""Lava's own fixed-point connections add and shift in 32 bit, with weights doubled."""
+
+
+@dataclass(frozen=True)
+class LavaSim:
+    """Lava processes, one a population and one a synapse.
+
+    batch     copies of the network that advance side by side (None: 64, or 1 with stock synapses)
+    synapses  "own": our connection with a batch axis; "stock": Lava's Dense and DelayDense, which have none
+    trace     keep every spike and potential
+    phases    which phases to build (None: all the graph has); without "feedback" the network has about half the processes
+    deadline  seconds without a tick after which the network counts as stuck
+    """
+
+    batch: int | None = None
+    synapses: Literal["own", "stock"] = "own"
+    trace: bool = False
+    phases: tuple[str, ...] | None = None
+    deadline: float = 60.0
+    name: str = "lava-sim"
+    limits: Limits = LOIHI2
+    pipeline: Pipeline = LOIHI_PIPELINE
+
+    def available(self) -> str | None:
+        """None where Lava can run here, else what is missing and the command that installs it. Imports nothing."""
+        if sys.version_info >= (3, 11):
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            return f"Lava 0.10 needs Python 3.10 and this is {version}: make an environment with python3.10 and run pip install 'fsnn-toolchain[lava]' there"
+        if find_spec("lava") is None or find_spec("lava.magma") is None:
+            return "Lava is not installed: run pip install 'fsnn-toolchain[lava]'"
+        return None
+
+    def phases_of(self, graph: Graph) -> tuple[str, ...]:
+        return self.phases or tuple(phase.name for phase in graph.phases)
+
+    def check(self, graph: Graph) -> list[str]:
+        """Every rule of this target that the graph breaks, a sentence each."""
+        problems = self._option_problems(graph)
+        for population in graph.populations:
+            if population.kind == "linear":
+                problems.append(
+                    f"population '{population.name}' is a linear relay, which lava-sim has no process for: fold it into its neighbours"
+                )
+        for name in self.phases_of(graph):
+            if graph.has_phase(name):
+                problems += self._phase_problems(graph, graph.phase(name))
+        return problems
+
+    def compile(self, graph: Graph) -> Run:
+        """The network, started. UsageError where Lava is missing, DesignRuleError with every problem `check` finds."""
+        missing = self.available()
+        if missing is not None:
+            raise UsageError(missing)
+        problems = self.check(graph)
+        if problems:
+            raise DesignRuleError("; ".join(problems))
+        from toolchain.targets.lava_sim.compile import Run
+
+        return Run(graph, self)
+
+    def _option_problems(self, graph: Graph) -> list[str]:
+        problems = []
+        if self.synapses not in ("own", "stock"):
+            problems.append(f"unknown synapses '{self.synapses}': choose own or stock")
+        if self.batch is not None and self.batch < 1:
+            problems.append(f"a batch of {self.batch} samples is none: give at least 1")
+        if self.synapses == "stock" and (self.batch or 1) > 1:
+            problems.append(f"Lava's stock synapses carry one sample at a time and the batch is {self.batch}: use batch 1, or synapses own")
+        if self.deadline <= 0:
+            problems.append(f"a deadline of {self.deadline:g} s leaves no time: give more than 0")
+        problems += [
+            f"the graph of '{graph.provenance.model}' has no {name} phase to build: leave it out of phases"
+            for name in self.phases_of(graph)
+            if not graph.has_phase(name)
+        ]
+        if "forward" not in self.phases_of(graph):
+            problems.append("the forward phase is not among the phases to build: the feedback phase needs its masks")
+        return problems
+
+    def _phase_problems(self, graph: Graph, phase: Phase) -> list[str]:
+        if phase.timing.mode == "step":
+            return [f"phase '{phase.name}' is in model steps, not in ticks: run the retime pass"]
+        problems = [problem for synapse in phase.synapses for problem in self._synapse_problems(graph, phase, synapse)]
+        gates: dict[str, set[str | None]] = {}
+        for synapse in phase.synapses:
+            gates.setdefault(synapse.source, set()).add(synapse.gate)
+        problems += [
+            f"population '{source}' feeds gated and ungated synapses in phase '{phase.name}', and its process emits one kind: gate all of them or none"
+            for source, kinds in gates.items()
+            if len(kinds) > 1
+        ]
+        return problems
+
+    def _synapse_problems(self, graph: Graph, phase: Phase, synapse: Synapse) -> list[str]:
+        from toolchain.targets.lava_sim.compile import EXACT_FLOAT64, dense_of, largest_sum, oriented
+
+        where = f"synapse '{synapse.source}' -> '{synapse.target}' in phase '{phase.name}'"
+        problems = []
+        if synapse.delay < 1:
+            problems.append(f"{where} has delay {synapse.delay}: Lava's connections take at least one tick, run the retime pass")
+        if synapse.gate is not None and (phase.name == "forward" or synapse.gate != synapse.source):
+            problems.append(f"{where} is gated by '{synapse.gate}': a Lava process can only gate its own spikes, in the feedback phase")
+        if phase.name == "feedback" and graph.population(synapse.source).kind == "input":
+            problems.append(f"{where} leaves the input population, which emits in the forward phase only: remove it")
+        try:
+            op = dense_of(synapse)
+        except GraphError as error:
+            return [*problems, str(error)]
+        if not graph.integer:
+            return problems
+        if not 0 <= op.exponent <= WEIGHT_EXPONENT_MAX:
+            problems.append(f"{where} has weight exponent {op.exponent}: it must lie in 0..{WEIGHT_EXPONENT_MAX}")
+        bound = largest_sum(graph, synapse)
+        if bound << op.exponent >= EXACT_FLOAT64:
+            problems.append(f"{where} can reach sums of {bound << op.exponent}, beyond exact arithmetic: use fewer weight bits")
+        if self.synapses == "stock":
+            low, high = weight_range(STOCK_WEIGHT_BITS)
+            weights = oriented(graph, op)
+            if weights.size and (weights.min() < low or weights.max() > high):
+                problems.append(
+                    f"{where} has weights outside {low}..{high}, which Lava's stock synapses clip: quantize to 8 bits, or use synapses own"
+                )
+            if max(2 * bound, bound << op.exponent) >= STOCK_SUM:
+                problems.append(f"{where} can reach sums beyond the 32 bits of Lava's stock synapses: use synapses own")
+        return problems
+
+
+LAVA_SIM = LavaSim()
+LAVA_SIM_FLOAT = LavaSim(name="lava-sim-float", pipeline=FLOAT_PIPELINE)

@@ -1,0 +1,286 @@
+"""From a graph in hardware time to a network of Lava processes, and runs on it: one process a population, one a synapse, as on the chip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain import codec
+from toolchain.errors import GraphError, UsageError
+from toolchain.ir import Array, Dense, Graph, Phase, Population, Synapse
+from toolchain.target import History, Latch, Result
+from toolchain.targets.lava_sim.plan import PHASES, Board, Part, Record, Role, shared
+from toolchain.targets.lava_sim.runtime import Network, quiet
+
+if TYPE_CHECKING:
+    from lava.magma.core.process.process import AbstractProcess
+
+    from toolchain.targets.lava_sim import LavaSim
+
+AUTO_BATCH = 64
+"""Copies of the network side by side where nobody says how many: more gain little and fill the caches."""
+
+SLOT_BYTES = 2**27
+"""Shared memory for what one run of several batches records; longer calls take several runs."""
+
+MAX_SLOTS = 64
+
+EXACT_FLOAT32 = 2**24
+EXACT_FLOAT64 = 2**53
+
+
+class Run:
+    """An executable: the network is built and started once; phases and samples change inside it."""
+
+    def __init__(self, graph: Graph, target: LavaSim) -> None:
+        self.graph = graph
+        self._stock = target.synapses == "stock"
+        self._batch = target.batch or (1 if self._stock else AUTO_BATCH)
+        self._trace = target.trace
+        self._phases = {name: graph.phase(name) for name in target.phases_of(graph)}
+        self._ticks = {name: phase.ticks + idle_ticks(phase) for name, phase in self._phases.items()}
+        self._slots = self._affordable_slots()
+        self._latch = Latch()
+        used = [p for p in graph.populations if any(p.name in phase.order for phase in self._phases.values())]
+        self._board = Board(len(used))
+        self._parts = {population.name: self._part(population, i) for i, population in enumerate(used)}
+        tag = "fixed_pt" if graph.integer else "floating_pt"
+        with quiet():
+            processes = self._processes(used)
+        self._network = Network(processes, tag, self._board.ticks, target.deadline)
+
+    def run(self, inputs: Array, *, phase: str = "forward") -> Result:
+        """Run one phase over any number of samples (`toolchain.target.Executable`); ToolchainError where a process fails."""
+        self._network.require_alive()
+        plan = self._phase(phase)
+        given = codec.check_inputs(self.graph, inputs) if phase == "forward" else np.asarray(inputs)
+        if phase == "feedback":
+            self._latch.forward(len(given))
+        size = self._batch * self._slots
+        result = joined(
+            [self._chunk(plan, given[first : first + size], first // self._batch) for first in range(0, max(len(given), 1), size)]
+        )
+        if phase == "forward":
+            self._latch.keep(replace(result, history={}))
+        return result
+
+    def close(self) -> None:
+        """End all processes of the network."""
+        self._network.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _phase(self, name: str) -> Phase:
+        phase = self.graph.phase(name)
+        if name not in self._phases:
+            raise UsageError(f"this lava-sim network was built for {', '.join(self._phases)} only: compile it with phase '{name}' as well")
+        return phase
+
+    def _chunk(self, plan: Phase, given: Array, first_batch: int) -> Result:
+        """As many samples as the shared memory has slots for, in one run of Lava."""
+        samples, batches = len(given), -(-len(given) // self._batch)
+        if samples:
+            for name, values in self._injected(plan, given).items():
+                self._write(self._role(name, plan), values, batches)
+            self._board.order(plan.name, first_batch)
+            self._network.run(self._ticks[plan.name] * batches)
+        return self._read(plan, samples)
+
+    def _injected(self, plan: Phase, given: Array) -> dict[str, Array]:
+        """By population: the current injected at every step, or what the input population emits."""
+        if plan.name == "feedback":
+            return {drive.population: codec.error_current(self.graph, given) for drive in plan.drive}
+        encoded = codec.encode_input(self.graph, given)
+        values = {drive.population: codec.input_current(self.graph, drive, encoded) for drive in plan.drive}
+        return values | {p.name: encoded for p in self.graph.of_kind("input") if p.name in plan.order}
+
+    def _write(self, role: Role, values: Array, batches: int) -> None:
+        """Fill the slots of a run; the rest of a ragged last batch is zero and never read."""
+        assert role.drive is not None
+        rows = role.drive.reshape(-1, role.drive.shape[-1])
+        rows[: len(values)] = values.reshape(len(values), -1)
+        rows[len(values) : batches * self._batch] = 0
+
+    def _read(self, plan: Phase, samples: int) -> Result:
+        found: dict[str, dict[str, Array]] = {"counts": {}, "activity": {}, "traces": {}, "potentials": {}, "saturations": {}}
+        history = {}
+        for name in plan.order:
+            record = self._role(name, plan).record
+            if record is None:
+                continue
+            shape = self.graph.population(name).shape
+            for field, values in found.items():
+                rows = getattr(record, field)
+                values[name] = rows.reshape(-1, rows.shape[-1])[:samples].reshape(samples, *shape).copy()
+            if record.spikes is not None and record.history is not None:
+                history[name] = History(_steps_first(record.spikes, samples, shape), _steps_first(record.history, samples, shape))
+        return Result(plan.name, plan.time_steps, **found, history=history)
+
+    def _role(self, population: str, plan: Phase) -> Role:
+        role = self._parts[population].roles[PHASES.index(plan.name)]
+        assert role is not None
+        return role
+
+    def _part(self, population: Population, index: int) -> Part:
+        roles = tuple(
+            self._new_role(population, self._phases[name]) if name in self._phases and population.name in self._phases[name].order else None
+            for name in PHASES
+        )
+        return Part(
+            self._board,
+            index,
+            (self._batch, prod(population.shape)),
+            self.graph.integer,
+            tuple(self._ticks.get(name, 0) for name in PHASES),
+            roles,
+            latches=any(role is not None and role.gated for role in roles),
+        )
+
+    def _new_role(self, population: Population, phase: Phase) -> Role:
+        name, neurons, wide = population.name, prod(population.shape), self._wide
+        emits = population.kind == "input"
+        driven = emits or any(drive.population == name for drive in phase.drive)
+        bias = phase.bias.get(name) if population.kind != "readout" else None
+        current = None if bias is None else self.graph.tensors[bias.tensor].astype(wide).reshape(1, neurons)
+        if bias is not None and current is not None and self.graph.integer:
+            current = current << bias.exponent
+        return Role(
+            phase,
+            name,
+            phase.dynamics.get(name),
+            current,
+            0 if bias is None else bias.start,
+            shared((self._slots, self._batch, neurons), wide) if driven else None,
+            None if emits else Record.of(self._slots, self._batch, neurons, wide, phase.time_steps if self._trace else 0),
+            gated=any(synapse.gate is not None for synapse in phase.synapses if synapse.source == name),
+        )
+
+    @property
+    def _wide(self) -> type[np.int64] | type[np.float64]:
+        return np.int64 if self.graph.integer else np.float64
+
+    def _affordable_slots(self) -> int:
+        batch_bytes = 0
+        for phase in self._phases.values():
+            for name in phase.order:
+                neurons = self._batch * prod(self.graph.population(name).shape)
+                batch_bytes += neurons * (36 + (9 * phase.time_steps if self._trace else 0))
+        return max(1, min(MAX_SLOTS, SLOT_BYTES // batch_bytes))
+
+    def _processes(self, used: list[Population]) -> list[AbstractProcess]:
+        """Lava's processes, connected: forward-phase synapses leave a population by `s_out`, feedback-phase ones by `b_out`."""
+        from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout
+
+        kinds = {"couple": Couple, "readout": Readout, "input": Input}
+        populations = {p.name: kinds[p.kind](part=self._parts[p.name], port_shape=self._port_shape(p), name=p.name) for p in used}
+        synapses = []
+        for phase in self._phases.values():
+            for synapse in phase.synapses:
+                process = self._stock_synapse(phase, synapse) if self._stock else self._own_synapse(phase, synapse)
+                source = populations[synapse.source]
+                (source.s_out if phase.name == "forward" else source.b_out).connect(process.s_in)
+                process.a_out.connect(populations[synapse.target].a_in)
+                synapses.append(process)
+        return [*populations.values(), *synapses]
+
+    def _port_shape(self, population: Population) -> tuple[int, ...]:
+        neurons = prod(population.shape)
+        return (neurons,) if self._stock else (self._batch, neurons)
+
+    def _own_synapse(self, phase: Phase, synapse: Synapse) -> AbstractProcess:
+        from toolchain.targets.lava_sim.processes.synapse import Synapse as SynapseProcess
+
+        op = dense_of(synapse)
+        weights = oriented(self.graph, op)
+        kind = exact_type(self.graph, synapse)
+        final = np.ldexp(weights.astype(kind), op.exponent) if self.graph.integer else weights.astype(kind)
+        final = np.ascontiguousarray(final.T, dtype=kind)
+        return SynapseProcess(weights=final, batch=self._batch, delay=synapse.delay, name=_name(phase, synapse))
+
+    def _stock_synapse(self, phase: Phase, synapse: Synapse) -> AbstractProcess:
+        """Lava's own connection. Fixed point keeps only even weights where signs mix, so it gets twice the mantissa and one exponent less;
+        at exponent 0 that is a right shift of an even sum, which is exact."""
+        from lava.proc.dense.process import Dense as StockDense
+        from lava.proc.dense.process import DelayDense
+        from lava.utils.weightutils import SignMode
+
+        op = dense_of(synapse)
+        weights = oriented(self.graph, op)
+        binary = phase.name == "forward" and self.graph.population(synapse.source).kind == "couple"
+        options: dict[str, Any] = {"num_message_bits": 0 if binary else 8, "name": _name(phase, synapse)}
+        if self.graph.integer:
+            options |= {"weights": 2 * weights.astype(np.int32), "weight_exp": op.exponent - 1, "sign_mode": SignMode.MIXED}
+        else:
+            options |= {"weights": weights.astype(np.float64)}
+        if synapse.delay == 1:
+            return StockDense(**options)
+        return DelayDense(delays=np.full(weights.shape, synapse.delay - 1), **options)
+
+
+def dense_of(synapse: Synapse) -> Dense:
+    """The one operation a synapse process carries; GraphError where it is not one dense connection."""
+    ops = [op for op in synapse.ops if isinstance(op, Dense)]
+    if len(ops) != 1 or any(type(op).__name__ not in ("Dense", "Identity") for op in synapse.ops):
+        raise GraphError(
+            f"synapse '{synapse.source}' -> '{synapse.target}' is not one dense connection: lava-sim carries fully connected networks"
+        )
+    return ops[0]
+
+
+def oriented(graph: Graph, op: Dense) -> Array:
+    """The weights as (outputs, inputs) of this synapse."""
+    return graph.tensors[op.weight].T if op.transpose else graph.tensors[op.weight]
+
+
+def largest_sum(graph: Graph, synapse: Synapse) -> int:
+    """A bound on |sum of mantissas times spikes| at any neuron of the target (whole-number graphs)."""
+    source = graph.population(synapse.source)
+    spike = int(graph.scale("forward", source.name)) if source.kind == "input" else 1
+    rows = np.abs(oriented(graph, dense_of(synapse)).astype(np.int64)).sum(axis=1)
+    return int(rows.max(initial=0)) * spike
+
+
+def exact_type(graph: Graph, synapse: Synapse) -> npt.DTypeLike:
+    """The float type whose matrix product is exact whatever its order: every partial sum is a whole number below 2^24 or 2^53.
+
+    The exponent multiplies weights by a power of two, which rounds nothing. Float graphs take float64.
+    """
+    return np.float32 if graph.integer and largest_sum(graph, synapse) < EXACT_FLOAT32 else np.float64
+
+
+def idle_ticks(phase: Phase) -> int:
+    """Ticks to wait after a phase until nothing is in flight: populations drop what arrives on the first tick of the next."""
+    return max(0, max((synapse.delay for synapse in phase.synapses), default=0) - phase.timing.flush - 1)
+
+
+def joined(parts: list[Result]) -> Result:
+    """Results of consecutive samples as one."""
+    if len(parts) == 1:
+        return parts[0]
+    fields = {
+        name: {p: np.concatenate([getattr(part, name)[p] for part in parts]) for p in getattr(parts[0], name)}
+        for name in ("counts", "activity", "traces", "potentials", "saturations")
+    }
+    history = {
+        p: History(*(np.concatenate([getattr(part.history[p], field) for part in parts], axis=1) for field in ("spikes", "potentials")))
+        for p in parts[0].history
+    }
+    return Result(parts[0].phase, parts[0].time_steps, **fields, history=history)
+
+
+def _steps_first(rows: Array, samples: int, shape: tuple[int, ...]) -> Array:
+    """(slots, steps, batch, neurons) as (steps, samples, *shape)."""
+    slots, steps, batch, neurons = rows.shape
+    return np.moveaxis(rows, 1, 0).reshape(steps, slots * batch, neurons)[:, :samples].reshape(steps, samples, *shape)
+
+
+def _name(phase: Phase, synapse: Synapse) -> str:
+    return f"{synapse.source} -> {synapse.target} ({phase.name})"

@@ -1,0 +1,104 @@
+"""What each Lava process does in each phase, and the memory through which the host and the processes talk.
+
+The memory is anonymous and shared by fork: the host writes currents and a command before a run and reads what was recorded after it, so no
+Var is read or written while a network runs (Lava moves those one element at a time), and nothing is left behind under /dev/shm.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.ir import Array, Dynamics, Phase
+
+PHASES = ("forward", "feedback")
+
+
+def shared(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Zeros in memory that processes forked later share with this one; pages cost nothing until they are written."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=kind, count=size // kind.itemsize).reshape(shape)
+
+
+class Board:
+    """The command the host gives and the ticks the populations report, one for a network."""
+
+    def __init__(self, populations: int) -> None:
+        self._command = shared((3,), np.int64)
+        self.ticks = shared((populations,), np.int64)
+
+    def order(self, phase: str, first: int) -> None:
+        """Before a run: its phase, and the number of its first batch among those of the whole call."""
+        self._command[:2] = PHASES.index(phase), first
+        self._command[2] += 1
+
+    def read(self) -> tuple[int, int, int]:
+        """Phase (as an index of PHASES), first batch, and the number of the run."""
+        phase, first, run = self._command.tolist()
+        return phase, first, run
+
+
+@dataclass(frozen=True)
+class Record:
+    """Shared memory for what a population did: slots (batches of a run) first, then the batch, then neurons."""
+
+    counts: npt.NDArray[np.int32]
+    activity: npt.NDArray[np.int32]
+    traces: npt.NDArray[np.float64]
+    potentials: Array
+    saturations: npt.NDArray[np.int32]
+    spikes: npt.NDArray[np.int8] | None
+    """(slots, time_steps, batch, neurons), where the target traces"""
+    history: Array | None
+
+    @classmethod
+    def of(cls, slots: int, batch: int, neurons: int, wide: npt.DTypeLike, steps: int) -> Record:
+        """`steps` is 0 where nothing is traced."""
+        shape = (slots, batch, neurons)
+        every = (slots, steps, batch, neurons)
+        return cls(
+            shared(shape, np.int32),
+            shared(shape, np.int32),
+            shared(shape, np.float64),
+            shared(shape, wide),
+            shared(shape, np.int32),
+            shared(every, np.int8) if steps else None,
+            shared(every, wide) if steps else None,
+        )
+
+
+@dataclass(frozen=True)
+class Role:
+    """One population's part in one phase. `drive` is shared memory (slots, batch, neurons): an injected current, or what an input population emits."""
+
+    phase: Phase
+    name: str
+    dynamics: Dynamics | None
+    bias: Array | None
+    bias_start: int
+    drive: Array | None
+    record: Record | None
+    gated: bool
+
+    def step_at(self, tick: int) -> int | None:
+        return self.phase.step_at(self.name, tick)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Everything a population process needs: its place on the board, its number of neurons, and a role for each phase (None: it only listens).
+
+    `ticks` is the length of each phase, which is the same for all processes of a network.
+    """
+
+    board: Board
+    index: int
+    shape: tuple[int, int]
+    integer: bool
+    ticks: tuple[int, ...]
+    roles: tuple[Role | None, ...]
+    latches: bool

@@ -1,0 +1,214 @@
+"""What population processes do on each tick, in integers (fixed_pt) and float64 (floating_pt); the arithmetic is `toolchain.fixed.step`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from lava.magma.core.decorator import implements, requires, tag
+from lava.magma.core.model.py.model import PyLoihiProcessModel
+from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.type import LavaPyType
+from lava.magma.core.resources import CPU
+from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
+
+from toolchain import fixed
+from toolchain.ir import Array
+from toolchain.targets.lava_sim.plan import PHASES, Part, Record, Role
+from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout
+
+FORWARD = PHASES.index("forward")
+
+
+class _PopulationModel(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries no types
+    """Counts its own ticks, and changes sample and phase by itself: the host gives one command for a run of many samples."""
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.part: Part = proc_params["part"]
+        self.port_shape: tuple[int, ...] = proc_params["port_shape"]
+        self.tick = 0
+        self.run_number = 0
+        self.slot = 0
+        self.batch = 0
+        self.phase = FORWARD
+        self.role: Role | None = None
+
+    def run_spk(self) -> None:
+        if self.tick == 0:
+            self._next_sample()
+        self._advance()
+        self.part.board.ticks[self.part.index] += 1
+        self.tick += 1
+        if self.tick == self.part.ticks[self.current]:
+            self._end_sample()
+            self.tick = 0
+
+    def _next_sample(self) -> None:
+        """Where the network stands: a run's first batch, or the batch after the last."""
+        self.current, first, run = self.part.board.read()
+        self.slot = 0 if run != self.run_number else self.slot + 1
+        self.run_number = run
+        self.batch = first + self.slot
+        self.role = self.part.roles[self.current]
+        self._begin_sample()
+
+    def _begin_sample(self) -> None:
+        pass
+
+    def _advance(self) -> None:
+        raise NotImplementedError
+
+    def _end_sample(self) -> None:
+        pass
+
+
+class _Integrating(_PopulationModel):
+    """A population with a potential: collects, steps, records."""
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        wide = np.int64 if self.part.integer else np.float64
+        self.waiting: Array = np.zeros(self.part.shape, wide)
+        self.potential: Array = np.zeros(self.part.shape, wide)
+        self.silence = np.zeros(self.port_shape, np.int8)
+        self.spikes: Array = self.silence
+        self.masks: dict[int, Array] = {}
+        self.mask: Array | None = None
+
+    def _begin_sample(self) -> None:
+        self.potential = np.zeros_like(self.potential)
+        if self.current == FORWARD and self.batch == 0:
+            self.masks.clear()
+        if self.role is None or self.role.record is None:
+            return
+        record = self.role.record
+        for counter in (record.counts, record.activity, record.traces, record.saturations):
+            counter[self.slot] = 0
+        self.mask = self.masks[self.batch] if self.role.gated else None
+
+    def _collect(self) -> None:
+        """Add what arrives to the waiting current; on the first tick it still belongs to the phase before and is dropped."""
+        keep = self.role is not None and self.tick > 0
+        for port in self.a_in.csp_ports:
+            current = port.recv()
+            if keep:
+                self.waiting += current.reshape(self.part.shape)
+
+    def _advance(self) -> None:
+        if self.tick == 0:
+            self.waiting[...] = 0
+        self._collect()
+        step = None if self.role is None else self.role.step_at(self.tick)
+        self.spikes = self.silence
+        if self.role is not None and self.role.record is not None and step is not None:
+            self._step(self.role, self.role.record, step)
+        self._emit()
+
+    def _step(self, role: Role, record: Record, step: int) -> None:
+        assert role.dynamics is not None
+        current = self.waiting if role.drive is None else self.waiting + role.drive[self.slot]
+        if role.bias is not None and step >= role.bias_start:
+            current = current + role.bias
+        after = fixed.step(self.potential, current, role.dynamics, integer=self.part.integer)
+        self.waiting[...] = 0
+        self.potential = after.potential
+        if self.part.integer:
+            record.saturations[self.slot] += after.saturated
+        if role.dynamics.members != "none":
+            self._count(role, record, after.spikes)
+        if record.spikes is not None and record.history is not None:
+            record.spikes[self.slot, step] = after.spikes
+            record.history[self.slot, step] = after.potential
+
+    def _count(self, role: Role, record: Record, spikes: Array) -> None:
+        """Only what cannot be told at the end: without leak the trace is the count, and a binary neuron's activity is its count."""
+        assert role.dynamics is not None
+        record.counts[self.slot] += spikes
+        if role.dynamics.members == "both":
+            record.activity[self.slot] += np.abs(spikes)
+        if role.dynamics.leak != 1:
+            record.traces[self.slot] = record.traces[self.slot] * role.dynamics.leak + spikes
+        gated = spikes if self.mask is None else spikes * self.mask
+        self.spikes = gated.reshape(self.port_shape)
+
+    def _end_sample(self) -> None:
+        if self.role is None or self.role.record is None or self.role.dynamics is None:
+            return
+        record, dynamics = self.role.record, self.role.dynamics
+        counts = record.counts[self.slot]
+        record.potentials[self.slot] = self.potential
+        if dynamics.leak == 1:
+            record.traces[self.slot] = counts
+        if dynamics.members == "plus":
+            record.activity[self.slot] = counts
+        if self.part.latches and self.current == FORWARD:
+            self.masks[self.batch] = (counts > 0) & (counts < self.role.phase.time_steps)
+
+    def _emit(self) -> None:
+        pass
+
+
+class _CoupleModel(_Integrating):
+    def _emit(self) -> None:
+        forward = self.current == FORWARD
+        self.s_out.send(self.spikes if forward else self.silence)
+        self.b_out.send(self.silence if forward else self.spikes)
+
+
+class _InputModel(_PopulationModel):
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.silence = np.zeros(self.port_shape)
+
+    def _advance(self) -> None:
+        if self.role is None or self.role.drive is None or self.role.step_at(self.tick) is None:
+            self.s_out.send(self.silence)
+        else:
+            self.s_out.send(self.role.drive[self.slot].reshape(self.port_shape))
+
+
+@implements(proc=Couple, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class CoupleFixed(_CoupleModel):
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int64, precision=24)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8, precision=2)
+    b_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8, precision=2)
+
+
+@implements(proc=Couple, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class CoupleFloat(_CoupleModel):
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
+    b_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
+
+
+@implements(proc=Readout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class ReadoutFixed(_Integrating):
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int64, precision=24)
+
+
+@implements(proc=Readout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class ReadoutFloat(_Integrating):
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+
+
+@implements(proc=Input, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class InputFixed(_InputModel):
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+
+
+@implements(proc=Input, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class InputFloat(_InputModel):
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
