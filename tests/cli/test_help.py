@@ -1,0 +1,70 @@
+"""Help is fast, loads nothing heavy, and shows every verb with its flags and an example."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import pytest
+
+import toolchain
+
+FLAGS = {
+    "doctor": "--json",
+    "models": "--json",
+    "targets": "--json",
+    "train": "--method --dataset --epochs --seed --device --set --resume -o",
+    "compile": "--target --chip --weight-bits --time-steps --feedback-steps --timing --input --calibrate --set --dump-after --no-float -o",
+    "inspect": "--after --processes --svg --json",
+    "deploy": "--target --dataset --samples --batch --jobs --scheduler --synapses --device --fallback --predictions --resume --json",
+    "compare": "--targets --dataset --samples --device --max-drop --report --fallback --json",
+    "verify": "--targets --dataset --samples --phase --replay --json",
+}
+
+
+def test_help_takes_less_than_300_ms(shell):
+    def seconds():
+        start = time.perf_counter()
+        assert shell("--help").code == 0
+        return time.perf_counter() - start
+
+    assert statistics.median(seconds() for _ in range(5)) < 0.3
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["deploy", "--help"], ["deploy", "mnist-fc", "--target", "sim", "--jobs", "2"]]
+)
+def test_help_and_refusals_load_nothing_heavy(shell, words):
+    code = f"""
+import sys
+sys.argv = ["toolchain", *{words!r}]
+from toolchain.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+heavy = {{"torch", "numpy", "lava", "matplotlib", "rich", "scipy"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    answer = shell(code=code)
+    assert answer.code == 0, answer.err
+
+
+def test_no_arguments_print_the_help(command):
+    assert command() == command("--help")
+
+
+def test_help_lists_every_verb(command):
+    listed = command("--help").out
+    assert all(f"  {verb} " in listed for verb in FLAGS)
+
+
+@pytest.mark.parametrize("verb", FLAGS)
+def test_help_of_a_verb_has_an_example_and_every_flag(command, verb):
+    text = command(verb, "--help").out
+    assert f"Examples:\n    toolchain {verb}" in text
+    assert [flag for flag in FLAGS[verb].split() if f"{flag} " not in text and f"{flag}," not in text] == []
+
+
+def test_version(command):
+    assert command("--version").out == f"toolchain {toolchain.__version__}\n"
