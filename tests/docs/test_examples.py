@@ -1,0 +1,67 @@
+"""Every example runs, and so does the README's Python; every command it shows exists with its flags."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolchain import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = {"own_network.py": [], "compare_targets.py": ["10"], "bench_lava_sim.py": ["16", "2"]}
+README = (ROOT / "README.md").read_text()
+
+
+def run(*words: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=250, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.lava) if "lava" in n else n for n in EXAMPLES])
+def test_an_example_runs(name):
+    run(str(ROOT / "examples" / name), *EXAMPLES[name])
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_the_python_of_the_readme_runs(block):
+    run("-c", block)
+
+
+def commands() -> list[str]:
+    lines = re.findall(r"^    (toolchain [a-z].*)$", README, re.M)
+    return [line.partition("#")[0].strip() for line in lines]
+
+
+def test_the_readme_shows_every_verb():
+    assert {line.split()[1] for line in commands()} == {c.name or c.callback.__name__ for c in cli.app.registered_commands if not c.hidden}
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_of_the_readme_exists_with_its_flags(line, monkeypatch, capsys):
+    _, verb, *rest = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", ["toolchain", verb, "--help"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert not left.value.code
+    text = capsys.readouterr().out
+    assert [word for word in rest if word.startswith("-") and f"{word} " not in text] == []
+
+
+def test_every_link_of_the_readme_and_every_file_it_names_exists():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
+    named = [path for path in re.findall(r"`((?:toolchain|targets|models)/[a-z_/]*(?:\.py)?)`", README) if path]
+    assert links
+    assert named
+    assert [path for path in links + named if not (ROOT / path).exists()] == []

@@ -1,0 +1,106 @@
+"""The house itself: what is packaged, what is pinned, and what the Makefile offers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def test_every_package_folder_is_packaged():
+    folders = {path.parent.relative_to(ROOT) for top in ("targets", "models") for path in (ROOT / top).rglob("*.py")}
+    folders |= {path.parent.relative_to(ROOT) for path in (ROOT / "toolchain").rglob("*.py")}
+    names = {".".join(folder.parts if folder.parts[0] == "toolchain" else ("toolchain", *folder.parts)) for folder in folders}
+    assert names | {"toolchain.targets.limits"} == set(SETUPTOOLS["packages"])
+
+
+def test_every_data_file_is_packaged():
+    carried = set()
+    for package, patterns in SETUPTOOLS["package-data"].items():
+        folder = ROOT / "toolchain" / Path(*package.split(".")[1:])
+        carried |= {path.resolve() for pattern in patterns for path in folder.glob(pattern)}
+    tops = [ROOT / "targets", ROOT / "models", *(p for p in (ROOT / "toolchain").iterdir() if not p.is_symlink())]
+    files = {path for top in tops for path in ([top] if top.is_file() else top.rglob("*")) if path.is_file()}
+    files = {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert {str(path.relative_to(ROOT)) for path in files - carried} == set()
+
+
+@pytest.mark.parametrize("name", ["targets", "models"])
+def test_the_symlinks_show_the_same_tree(name):
+    assert os.readlink(ROOT / "toolchain" / name) == f"../{name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "constraints").glob("*.txt")), ids=lambda path: path.name)
+def test_constraints_pin_every_dependency_by_name_and_version_only(path):
+    lines = pins(path)
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.!]*", line)] == []
+    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+    if path.name == "py310.txt":
+        wanted += PROJECT["project"]["optional-dependencies"]["lava"]
+    names = {canonical(re.split(r"[=<>;\[ ]", requirement)[0]) for requirement in wanted}
+    assert names - {canonical(line.partition("==")[0]) for line in lines} == set()
+
+
+def test_there_are_constraints_for_every_python():
+    assert {path.name for path in (ROOT / "constraints").iterdir()} == {f"py{version}.txt" for version in (310, 311, 312, 313)}
+
+
+def test_make_without_a_goal_lists_every_goal():
+    done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
+    listed = re.findall(r"^  make ([a-z-]+) +\S", done.stdout, re.M)
+    assert listed == ["help", "demo", "test", "test-core", "lint", "types", "bench"]
+
+
+@pytest.fixture
+def pythons(tmp_path):
+    """A folder of stand-ins: `pythons({"python3": "3.12", "python3.10": None})`, None for one that fails as a shim does."""
+
+    def make(versions):
+        for name, version in versions.items():
+            script = tmp_path / name
+            script.write_text(f"#!/bin/sh\necho {version}\n" if version else "#!/bin/sh\necho not here >&2; exit 127\n")
+            script.chmod(0o755)
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("here", "asked", "found"),
+    [
+        ({"python3": "3.10", "python3.10": "3.10"}, ["3.10"], "python3"),
+        ({"python3": "3.12", "python3.10": "3.10"}, ["3.10"], "python3.10"),
+        ({"python3": "3.12", "python3.10": None}, ["3.10"], None),
+        ({"python3": None, "python3.11": "3.11", "python3.13": "3.13"}, ["3.13", "3.12", "3.11"], "python3.13"),
+        ({"python3": "3.9"}, ["3.13", "3.12", "3.11"], None),
+    ],
+)
+def test_find_python_runs_each_candidate(pythons, here, asked, found):
+    folder = pythons(here)
+    environment = {"PATH": f"{folder}:/nowhere", "HOME": str(folder), "PYENV_ROOT": str(folder)}
+    done = subprocess.run(
+        ["/bin/sh", str(ROOT / ".ci" / "find-python"), *asked], env=environment, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.stdout.strip() == ("" if found is None else str(folder / found))
+    assert done.returncode == (1 if found is None else 0)
