@@ -12,7 +12,7 @@ from torch import Tensor
 from toolchain import codec
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Dynamics, Graph, Phase, Synapse
-from toolchain.target import History, Latch, Result
+from toolchain.target import History, Latch, Result, join
 
 
 class Arithmetic(Protocol):
@@ -53,7 +53,7 @@ class TickRun:
             raise UsageError("there are no samples to run: give at least 1")
         with torch.inference_mode():
             parts = [self._chunk(plan, values[i : i + self._batch], forward, i) for i in range(0, len(values), self._batch)]
-        result = _joined(parts)
+        result = join(parts)
         if phase == "forward":
             self._latch.keep(result)
         return result
@@ -201,21 +201,3 @@ def _result(graph: Graph, phase: Phase, states: Mapping[str, _State]) -> Result:
             if s.history
         },
     )
-
-
-def _joined(parts: list[Result]) -> Result:
-    """Chunks of samples as one result."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def join(field: str) -> dict[str, Any]:
-        return {name: np.concatenate([getattr(part, field)[name] for part in parts]) for name in getattr(parts[0], field)}
-
-    history = {
-        name: History(
-            *(np.concatenate([getattr(part.history[name], field) for part in parts], axis=1) for field in ("spikes", "potentials"))
-        )
-        for name in parts[0].history
-    }
-    fields = {field: join(field) for field in ("counts", "activity", "traces", "potentials", "saturations")}
-    return Result(phase=parts[0].phase, time_steps=parts[0].time_steps, history=history, **fields)

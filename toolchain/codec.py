@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from toolchain import fixed
 from toolchain.errors import GraphError, UsageError
-from toolchain.ir import Array, Drive, Graph, Phase
+from toolchain.ir import Array, Drive, Graph, Phase, Synapse, weight_of
 from toolchain.target import Result
 
 
@@ -52,11 +52,7 @@ def input_current(graph: Graph, drive: Drive, encoded: Array) -> Array:
 
 def _exact_product(graph: Graph, drive: Drive, encoded: Array, shape: tuple[int, ...]) -> Array:
     """The host's connection. Whole numbers go through float64, whose sums of them are exact below 2^53 (`passes.quantize` keeps them there)."""
-    floats = {
-        name: tensor.astype(np.float64)
-        for name, tensor in graph.tensors.items()
-        if any(getattr(op, "weight", None) == name for op in drive.ops)
-    }
+    floats = {name: tensor.astype(np.float64) for name, tensor in graph.tensors.items() if any(weight_of(op) == name for op in drive.ops)}
     total = fixed.apply(drive.ops, floats, encoded, shape, integer=False)
     return total.astype(np.int64) if graph.integer else total
 
@@ -164,3 +160,29 @@ def error_drive(graph: Graph) -> Drive:
         if drive.source == "error":
             return drive
     raise GraphError("the feedback phase has no error drive: run the adjoint pass")
+
+
+def synaptic_operations(graph: Graph, result: Result) -> npt.NDArray[np.float64]:
+    """Synaptic operations of each sample, (samples,): spikes between populations times the nonzero weights they meet.
+
+    A ternary spike is a spike of one member of the couple. With only the plus members on (forward) it meets each weight once; with both
+    members on (feedback) it meets it twice, at the plus and the minus member of its target. Gated spikes are not sent.
+    """
+    phase = graph.phase(result.phase)
+    samples = len(next(iter(result.activity.values())))
+    total = np.zeros(samples)
+    for synapse in phase.synapses:
+        if synapse.source in result.activity and graph.population(synapse.source).kind == "couple":
+            members = 2 if phase.dynamics[synapse.target].members == "both" else 1
+            total += members * (result.activity[synapse.source].reshape(samples, -1) @ _fan_out(graph, synapse))
+    return total
+
+
+def _fan_out(graph: Graph, synapse: Synapse) -> npt.NDArray[np.float64]:
+    """Nonzero weights that leave each neuron of the source."""
+    present = {
+        name: (tensor != 0).astype(np.float64) for name, tensor in graph.tensors.items() if any(weight_of(op) == name for op in synapse.ops)
+    }
+    source = prod(graph.population(synapse.source).shape)
+    reached = fixed.apply(synapse.ops, present, np.eye(source), (prod(graph.population(synapse.target).shape),), integer=False)
+    return np.asarray((reached != 0).sum(axis=1), np.float64)

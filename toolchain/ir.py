@@ -38,7 +38,11 @@ DECAY_ONE = 4096
 """A leak of an integer graph is (4096 - decay) / 4096 (Loihi's 12-bit decay)."""
 
 
-class Dense(msgspec.Struct, frozen=True, tag="dense", tag_field="op"):
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of everything a graph is made of: immutable, and strict when it is read from a file."""
+
+
+class Dense(Part, frozen=True, tag="dense", tag_field="op"):
     """y = W x (or W^T x where `transpose`), W of shape (out, in). In integer graphs W holds mantissas and y is shifted left by `exponent`."""
 
     weight: str
@@ -46,7 +50,7 @@ class Dense(msgspec.Struct, frozen=True, tag="dense", tag_field="op"):
     exponent: int = 0
 
 
-class Conv2d(msgspec.Struct, frozen=True, tag="conv2d", tag_field="op"):
+class Conv2d(Part, frozen=True, tag="conv2d", tag_field="op"):
     """Cross-correlation, weight (out, in / groups, kh, kw), on (channels, height, width)."""
 
     weight: str
@@ -58,7 +62,7 @@ class Conv2d(msgspec.Struct, frozen=True, tag="conv2d", tag_field="op"):
     exponent: int = 0
 
 
-class ConvTranspose2d(msgspec.Struct, frozen=True, tag="conv_transpose2d", tag_field="op"):
+class ConvTranspose2d(Part, frozen=True, tag="conv_transpose2d", tag_field="op"):
     """Transposed convolution, weight (in, out / groups, kh, kw), on (channels, height, width)."""
 
     weight: str
@@ -71,7 +75,7 @@ class ConvTranspose2d(msgspec.Struct, frozen=True, tag="conv_transpose2d", tag_f
     exponent: int = 0
 
 
-class AvgPool2d(msgspec.Struct, frozen=True, tag="avg_pool2d", tag_field="op"):
+class AvgPool2d(Part, frozen=True, tag="avg_pool2d", tag_field="op"):
     """Mean over windows of `kernel`; its transpose spreads each value evenly over its window."""
 
     kernel: tuple[int, int]
@@ -79,27 +83,27 @@ class AvgPool2d(msgspec.Struct, frozen=True, tag="avg_pool2d", tag_field="op"):
     transpose: bool = False
 
 
-class Upsample(msgspec.Struct, frozen=True, tag="upsample", tag_field="op"):
+class Upsample(Part, frozen=True, tag="upsample", tag_field="op"):
     """Nearest-neighbour upsampling by a whole factor; its transpose sums each block."""
 
     factor: int
     transpose: bool = False
 
 
-class Scale(msgspec.Struct, frozen=True, tag="scale", tag_field="op"):
+class Scale(Part, frozen=True, tag="scale", tag_field="op"):
     """y = factor * x."""
 
     factor: float
 
 
-class Identity(msgspec.Struct, frozen=True, tag="identity", tag_field="op"):
+class Identity(Part, frozen=True, tag="identity", tag_field="op"):
     """y = x."""
 
 
 Op = Union[Dense, Conv2d, ConvTranspose2d, AvgPool2d, Upsample, Scale, Identity]
 
 
-class Population(msgspec.Struct, frozen=True):
+class Population(Part, frozen=True):
     """`shape` counts neurons (or couples) per sample; `kind` as in the words of the design: couple, input, readout, linear."""
 
     name: str
@@ -107,7 +111,7 @@ class Population(msgspec.Struct, frozen=True):
     kind: Literal["couple", "input", "readout", "linear"]
 
 
-class Dynamics(msgspec.Struct, frozen=True):
+class Dynamics(Part, frozen=True):
     """What a population does in one phase.
 
     `threshold` and `reset` are in the population's unit, `reset` is the amount subtracted on a spike (A = Vth - u_rest), `leak` lies in (0, 1].
@@ -120,7 +124,7 @@ class Dynamics(msgspec.Struct, frozen=True):
     members: Literal["plus", "both", "none"] = "none"
 
 
-class Synapse(msgspec.Struct, frozen=True):
+class Synapse(Part, frozen=True):
     """A linear connection: `ops` are applied left to right to the source's spikes of `delay` ticks ago.
 
     `gate` names the population whose mask m = 1[0 < spike count of the forward phase < time_steps] multiplies the source's spikes first.
@@ -133,7 +137,7 @@ class Synapse(msgspec.Struct, frozen=True):
     gate: Union[str, None] = None
 
 
-class Bias(msgspec.Struct, frozen=True):
+class Bias(Part, frozen=True):
     """A current of full population shape, added at every step of the population from step `start` (counted from 0).
 
     In integer graphs the tensor holds mantissas and the current is mantissa << exponent. A readout's bias is a float tensor that the host
@@ -145,7 +149,7 @@ class Bias(msgspec.Struct, frozen=True):
     start: int = 0
 
 
-class Drive(msgspec.Struct, frozen=True):
+class Drive(Part, frozen=True):
     """A current that the host computes once per sample and the population adds at each of its steps.
 
     `source="input"`: the host applies `ops` and `bias` to the encoded input. `source="error"`: the current is the loss gradient with respect
@@ -162,7 +166,7 @@ class Drive(msgspec.Struct, frozen=True):
     exponent: int = 0
 
 
-class Timing(msgspec.Struct, frozen=True):
+class Timing(Part, frozen=True):
     """When populations update, in ticks (hardware steps). See the module's docstring; `flush` closed-gate ticks end the phase."""
 
     mode: Literal["step", "exact", "pipelined"] = "step"
@@ -171,7 +175,7 @@ class Timing(msgspec.Struct, frozen=True):
     flush: int = 0
 
 
-class Phase(msgspec.Struct, frozen=True):
+class Phase(Part, frozen=True):
     """One run over the graph. `order` lists the populations that take part, in update order; `record` those whose spikes are counted."""
 
     name: Literal["forward", "feedback"]
@@ -197,7 +201,7 @@ class Phase(msgspec.Struct, frozen=True):
         return step if rest == 0 and 0 <= step < self.time_steps else None
 
 
-class Units(msgspec.Struct, frozen=True):
+class Units(Part, frozen=True):
     """How the graph's numbers relate to the model's: `scale[phase][population]` graph units make 1.0 of the model's potential.
 
     For an input population the scale is the integer that stands for an input of 1.0. Float graphs scale the feedback phase by A / Ab
@@ -208,7 +212,7 @@ class Units(msgspec.Struct, frozen=True):
     scale: dict[str, dict[str, float]]
 
 
-class Rounding(msgspec.Struct, frozen=True):
+class Rounding(Part, frozen=True):
     """What quantization did to one tensor: its exponent, the largest and root mean square error in the model's unit, and how many values clipped."""
 
     exponent: int
@@ -217,7 +221,7 @@ class Rounding(msgspec.Struct, frozen=True):
     clipped: int
 
 
-class Provenance(msgspec.Struct, frozen=True):
+class Provenance(Part, frozen=True):
     """Where a graph comes from: model name, sha256 of the source weights, the passes applied, and what rounding did to each tensor."""
 
     model: str
@@ -226,7 +230,7 @@ class Provenance(msgspec.Struct, frozen=True):
     rounding: dict[str, Rounding] = {}
 
 
-class Graph(msgspec.Struct, frozen=True):
+class Graph(Part, frozen=True):
     """A network: populations, phases, tensors (read-only arrays by name), units, provenance. Treat every part as immutable."""
 
     populations: tuple[Population, ...]

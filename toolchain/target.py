@@ -6,10 +6,11 @@ defaults. Other packages add theirs with an entry point in the group `toolchain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,24 @@ class Result:
     potentials: dict[str, Array]
     saturations: dict[str, npt.NDArray[np.int32]]
     history: dict[str, History] = field(default_factory=dict)
+
+
+def join(parts: Sequence[Result]) -> Result:
+    """Results of consecutive samples as one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(field: str) -> dict[str, Any]:
+        return {name: np.concatenate([getattr(part, field)[name] for part in parts]) for name in getattr(parts[0], field)}
+
+    history = {
+        name: History(
+            *(np.concatenate([getattr(part.history[name], field) for part in parts], axis=1) for field in ("spikes", "potentials"))
+        )
+        for name in parts[0].history
+    }
+    fields = {field: joined(field) for field in ("counts", "activity", "traces", "potentials", "saturations")}
+    return Result(phase=parts[0].phase, time_steps=parts[0].time_steps, history=history, **fields)
 
 
 @runtime_checkable

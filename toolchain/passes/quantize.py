@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import floor, log2
+from math import ceil, floor, log2, sqrt
 
 import msgspec
 import numpy as np
@@ -15,6 +15,9 @@ from toolchain.ir import POTENTIAL_LIMIT, Array, Bias, Dense, Drive, Dynamics, G
 
 FINEST = 2**13
 """No threshold needs a finer grid than this: 13-bit currents end there."""
+
+LARGEST_CURRENT = fixed.CURRENT_MANTISSA[1] << fixed.CURRENT_EXPONENT_MAX
+"""What a bias register can inject at most."""
 
 HOST_LIMIT = 2**52
 """Host sums stay below this, so that float64 products of whole numbers are exact."""
@@ -58,12 +61,12 @@ class _Quantizer:
         self.exponents: dict[str, int] = {}
         self.rounding: dict[str, Rounding] = {}
         self.grid = self._grid()
-        self.scale = self._scales()
+        self.grids = self._grids()
 
     def graph(self) -> Graph:
         phases = tuple(self._phase(phase) for phase in self.source.phases)
         provenance = msgspec.structs.replace(self.source.provenance, rounding=dict(sorted(self.rounding.items())))
-        units = Units("integer", self.scale)
+        units = Units("integer", self._scales())
         return msgspec.structs.replace(self.source, phases=phases, tensors=self.tensors, units=units, provenance=provenance)
 
     def _grid(self) -> float:
@@ -74,13 +77,15 @@ class _Quantizer:
             return self._whole(FINEST / threshold, threshold)
         # Where the smallest connection fills its mantissas at exponent 0, all others do at exponents above.
         full = max(self.high / float(np.abs(weight).max()) for weight in shared)
-        base = min(full * 2.0 ** (np.arange(64) / 64), key=lambda grid: sum(self._relative_error(weight, grid) for weight in shared))
+        # The power of two among the candidates represents weights on a binary grid without any error.
+        candidates = [2.0 ** ceil(log2(full)), *(full * 2.0 ** (np.arange(64) / 64))]
+        base = min(candidates, key=lambda grid: sum(self._relative_error(weight, grid) for weight in shared))
         spare = fixed.WEIGHT_EXPONENT_MAX - max(self._exponent(weight, base, 64) for weight in shared)
         if spare < 0:
             return self._whole(base * 2.0**spare, threshold)
-        room = floor(log2(max(1.0, POTENTIAL_LIMIT / (self._largest_potential() * base))))
-        useful = floor(log2(max(1.0, FINEST / (threshold * base))))
-        return self._whole(base * 2.0 ** min(spare, room, useful), threshold)
+        wanted = (POTENTIAL_LIMIT / self._largest_potential(), LARGEST_CURRENT / self._largest_current(), FINEST / threshold)
+        shift = min(spare, *(floor(log2(max(1.0, largest / base))) for largest in wanted))
+        return self._whole(base * 2.0**shift, threshold)
 
     def _weights_on_the_grid(self) -> list[Array]:
         """Weights into couples, an input's per level of the input: all must be representable at one q."""
@@ -111,6 +116,10 @@ class _Quantizer:
                 bound = max(bound, arriving * phase.time_steps)
         return bound
 
+    def _largest_current(self) -> float:
+        """The largest current any drive can inject."""
+        return max((self._drive_bound(phase, drive) for phase in self.source.phases for drive in phase.drive), default=0.0) or 1e-30
+
     def _drive_bound(self, phase: Phase, drive: Drive) -> float:
         """The largest current a drive can inject, in graph units of the float graph: any input in [0, 1]; an error up to one spike's amplitude."""
         if drive.source == "error":
@@ -119,14 +128,18 @@ class _Quantizer:
         bias = np.zeros(len(weight)) if drive.bias is None else self.source.tensors[drive.bias].ravel()
         return float(max((bias + np.maximum(weight, 0).sum(axis=1)).max(), -(bias + np.minimum(weight, 0).sum(axis=1)).min(), 0))
 
+    def _grids(self) -> dict[str, float]:
+        """Integer steps per unit of the float graph, by population: one for all couples, one of its own for a readout."""
+        grids = dict.fromkeys(self.couples, self.grid) | dict.fromkeys(self.inputs, float(self.levels))
+        return grids | {readout.name: self._readout_grid(readout.name) for readout in self.source.of_kind("readout")}
+
     def _scales(self) -> dict[str, dict[str, float]]:
-        forward = dict.fromkeys(self.couples, self.grid) | {name: float(self.levels) for name in self.inputs}
-        for readout in self.source.of_kind("readout"):
-            forward[readout.name] = self._readout_grid(readout.name)
-        scale = {"forward": dict(sorted(forward.items()))}
-        if self.source.has_phase("feedback"):
-            scale["feedback"] = {name: self.grid * self.source.scale("feedback", name) for name in sorted(self.couples)}
-        return scale
+        phases = [("forward", sorted(self.grids)), ("feedback", sorted(self.couples))]
+        return {
+            phase: {name: self.grids[name] * self.source.scale(phase, name) for name in names}
+            for phase, names in phases
+            if self.source.has_phase(phase)
+        }
 
     def _readout_grid(self, name: str) -> float:
         """The readout's own unit: its largest weight takes the largest mantissa, at exponent 0."""
@@ -164,7 +177,7 @@ class _Quantizer:
                     f"synapse '{synapse.source}' -> '{synapse.target}' of the feedback phase reads '{op.weight}', which no forward synapse does: run adjoint"
                 )
             levels = self.levels if synapse.source in self.inputs else 1
-            self._round_weight(op.weight, self.scale["forward"][synapse.target] / levels)
+            self._round_weight(op.weight, self.grids[synapse.target] / levels)
         return msgspec.structs.replace(synapse, ops=(msgspec.structs.replace(op, exponent=self.exponents[op.weight]),))
 
     def _round_weight(self, name: str, unit: float) -> None:
@@ -179,21 +192,24 @@ class _Quantizer:
         if name not in self.couples:
             self.tensors[bias.tensor] = frozen(value)
             return bias
-        unit = self.scale[phase.name][name]
+        unit = self.grid
         exponent = fixed.exponent_for(float(np.abs(value).max()) * unit, fixed.CURRENT_MANTISSA[1], fixed.CURRENT_EXPONENT_MAX)
         self._keep(bias.tensor, fixed.injected(value * unit, exponent), unit, np.int16)
         return msgspec.structs.replace(bias, exponent=exponent)
 
     def _drive(self, phase: Phase, drive: Drive) -> Drive:
-        unit = self.scale[phase.name][drive.population]
-        bound = self._drive_bound(phase, drive) * self.grid
+        unit = self.grid
+        bound = self._drive_bound(phase, drive) * unit
+        clipped = int(bound > LARGEST_CURRENT)
         exponent = fixed.exponent_for(bound, fixed.CURRENT_MANTISSA[1], fixed.CURRENT_EXPONENT_MAX)
+        half = 2.0**exponent / unit / 2
+        self.rounding[f"{phase.name}.{drive.population}.current"] = Rounding(exponent, half, half / sqrt(3), clipped)
         if drive.source == "error":
             return msgspec.structs.replace(drive, exponent=exponent)
         op = _dense(drive.ops, f"drive of '{drive.population}'")
         weight = self.source.tensors[op.weight] * unit / self.levels / 2.0**exponent
         bias = np.zeros(len(weight)) if drive.bias is None else self.source.tensors[drive.bias] * unit / 2.0**exponent
-        shift = _host_shift(weight, bias, self.levels)
+        shift = _host_shift(weight, bias.ravel(), self.levels)
         self._keep(
             op.weight,
             fixed.mantissas(weight * 2.0**shift, 0, -(2**31), 2**31 - 1),
@@ -236,6 +252,6 @@ def _oriented(weight: Array, synapse: Synapse) -> Array:
 
 def _host_shift(weight: Array, bias: Array, levels: int) -> int:
     """Extra fractional bits of the host's integers: as many as keep them in 32 bit and every sum below `HOST_LIMIT`, at most 20."""
-    peak = max(float(np.abs(weight).max(initial=0)), 1e-300)
-    total = max(float((np.abs(weight).sum(axis=1) * levels + np.abs(bias)).max(initial=0)), 1e-300)
+    peak = max(float(np.abs(weight).max(initial=0)), 1e-100)
+    total = max(float((np.abs(weight).sum(axis=1) * levels + np.abs(bias)).max(initial=0)), 1e-100)
     return max(0, min(20, floor(log2((2**31 - 1) / peak)), floor(log2(HOST_LIMIT / total)) - 1))

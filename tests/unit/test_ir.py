@@ -1,0 +1,67 @@
+"""`verify` refuses every invalid graph with one sentence that names the place."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from toolchain.errors import GraphError
+from toolchain.ir import Dense, Synapse, verify
+
+change = msgspec.structs.replace
+
+
+def with_phase(graph, **fields):
+    phase = change(graph.phase("forward"), **fields)
+    return change(graph, phases=tuple(phase if p.name == "forward" else p for p in graph.phases))
+
+
+def with_dynamics(graph, name, **fields):
+    phase = graph.phase("forward")
+    return with_phase(graph, dynamics={**phase.dynamics, name: change(phase.dynamics[name], **fields)})
+
+
+def synapse(graph, **fields):
+    phase = graph.phase("forward")
+    return with_phase(graph, synapses=(change(phase.synapses[0], **fields), *phase.synapses[1:]))
+
+
+CASES = {
+    "NaN": (
+        lambda g: change(g, tensors={**g.tensors, "couple0.bias": np.full_like(g.tensors["readout.bias"], np.nan)}),
+        "'couple0.bias' holds NaN",
+    ),
+    "threshold": (lambda g: with_dynamics(g, "couple0", threshold=0), "population 'couple0'.*threshold 0: it must be above 0"),
+    "leak": (lambda g: with_dynamics(g, "couple0", leak=1.5), r"leak 1.5: it must lie in \(0, 1\]"),
+    "leak grid": (lambda g: with_dynamics(g, "couple0", leak=0.9), "leak 0.9: an integer graph needs a multiple of 1/4096"),
+    "float threshold": (lambda g: with_dynamics(g, "couple0", threshold=2.5), "threshold 2.5: an integer graph needs a whole number"),
+    "members": (lambda g: with_dynamics(g, "couple0", members="none"), "is a couple with members 'none'"),
+    "unknown end": (lambda g: synapse(g, target="nobody"), "ends at 'nobody', which does not take part"),
+    "loop without delay": (lambda g: synapse(g, source="couple1", target="couple0", delay=0), "closes a loop without delay"),
+    "shape": (lambda g: synapse(g, target="couple0", delay=1), "makes shape"),
+    "missing tensor": (lambda g: synapse(g, ops=(Dense("nowhere"),)), "reads tensor 'nowhere', which the graph lacks"),
+    "negative exponent": (
+        lambda g: synapse(g, ops=(change(g.phase("forward").synapses[0].ops[0], exponent=-1),)),
+        "negative weight exponent",
+    ),
+    "steps": (lambda g: with_phase(g, time_steps=0), "0 time steps: it needs at least 1"),
+    "from readout": (lambda g: with_phase(g, synapses=(Synapse("readout", "couple0", (Dense("x"),), 1),)), "lacks|leaves a readout"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_invalid_graphs_are_named(random_graph, case):
+    damage, message = CASES[case]
+    graph = random_graph(0, couples=2, widths=(3, 4), skips=False)
+    verify(graph)
+    with pytest.raises(GraphError, match=message):
+        verify(damage(graph))
+
+
+def test_graphs_are_immutable(random_graph):
+    graph = random_graph(0)
+    with pytest.raises(AttributeError):
+        graph.units = None
+    with pytest.raises(ValueError, match="read-only"):
+        next(iter(graph.tensors.values()))[...] = 0

@@ -1,0 +1,166 @@
+"""The implicit gradient on a target: forward equilibrium, error, feedback equilibrium by signed spikes, local updates (SPIDE, METHODS 3.2-3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from toolchain import codec
+from toolchain.compiler import executable, graph_for
+from toolchain.errors import UsageError
+from toolchain.ir import Array, Graph, Op, Synapse, weight_of
+from toolchain.source import Model, Source, find
+from toolchain.target import Executable, Result, get
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What both phases give for one batch.
+
+    beta       feedback equilibrium by population, (samples, *shape), of the loss times `scale_factor`; unmasked
+    masks      m = 1[0 < spike count < T] by population
+    gradients  d(mean cross entropy)/d(parameter) at its true scale, by parameter name ("input.weight", "hidden.0.bias", ...). Of an artefact the
+               input's parameters are the folded ones (input normalisation is part of the weights)
+    rates      forward rates by population; `loss` the mean cross entropy; `logits` (samples, classes)
+    """
+
+    beta: dict[str, Floats]
+    masks: dict[str, npt.NDArray[np.bool_]]
+    gradients: dict[str, Floats]
+    rates: dict[str, Floats]
+    logits: Floats
+    loss: float
+    scale_factor: float
+    forward: Result
+    feedback: Result
+
+    @property
+    def clipped(self) -> float:
+        """Share of couples that fired at every step, so that |beta| met its bound: lower the scale factor where it is not near 0."""
+        return _share([a == self.feedback.time_steps for a in self.feedback.activity.values()])
+
+    @property
+    def silent(self) -> float:
+        """Share of couples that never fired: raise the scale factor where it is near 1."""
+        return _share([a == 0 for a in self.feedback.activity.values()])
+
+
+def feedback(model: Model, images: Array, labels: Array, *, target: str = "lava-sim", scale_factor: float | None = None) -> Feedback:
+    """The implicit gradient of the mean cross entropy of `images` (samples, *input shape, in [0, 1]) and `labels` (samples,) on `target`.
+
+    `scale_factor` multiplies the loss for the feedback phase (default: the model's own); the gradients returned are divided by it again.
+    """
+    source = find(model)
+    chosen = get(target)
+    graph = with_gain(graph_for(source, chosen), scale_factor)
+    with executable(chosen, graph) as run:
+        return both_phases(run, source, images, labels)
+
+
+def with_gain(graph: Graph, gain: float | None) -> Graph:
+    """`graph` with another scale factor on its error."""
+    if gain is None:
+        return graph
+    if not (np.isfinite(gain) and gain > 0):
+        raise UsageError(f"scale_factor is {gain}: it must be a positive number")
+    phase = graph.phase("feedback")
+    drives = tuple(msgspec.structs.replace(d, gain=gain) if d.source == "error" else d for d in phase.drive)
+    driven = msgspec.structs.replace(phase, drive=drives)
+    return msgspec.structs.replace(graph, phases=tuple(driven if p.name == "feedback" else p for p in graph.phases))
+
+
+def both_phases(run: Executable, source: Source, images: Array, labels: Array) -> Feedback:
+    """Forward, error from the target's own rates, feedback, local gradients, on a running executable."""
+    graph = run.graph
+    forward = run.run(images)
+    error = codec.output_error(graph, forward, labels)
+    back = run.run(error, phase="feedback")
+    couples = [p.name for p in graph.of_kind("couple")]
+    beta = {name: codec.beta(graph, back, name) for name in couples}
+    masks = {name: codec.mask(graph, forward, name) for name in couples}
+    gain = codec.error_drive(graph).gain
+    scores = codec.logits(graph, forward)
+    return Feedback(
+        beta=beta,
+        masks=masks,
+        gradients=_gradients(graph, source, images, labels, forward, beta, masks, gain),
+        rates={name: codec.rates(graph, forward, name) for name in couples},
+        logits=scores,
+        loss=_cross_entropy(scores, labels),
+        scale_factor=gain,
+        forward=forward,
+        feedback=back,
+    )
+
+
+def _gradients(
+    graph: Graph, source: Source, images: Array, labels: Array, forward: Result, beta: dict[str, Floats], masks: dict[str, Any], gain: float
+) -> dict[str, Floats]:
+    """Every connection learns from its own two ends: grad W = (1/A) sum over the batch of (m beta) a^T (METHODS 3.3)."""
+    phase = graph.phase("forward")
+    post = {name: _rows(beta[name] * masks[name]) / codec.amplitude(graph, "forward", name) / gain for name in beta}
+    found: dict[str, Floats] = {}
+    for drive in phase.drive:
+        found[_parameter(drive.ops[0])] = post[drive.population].T @ _rows(_input(source, images))
+        if drive.bias is not None:
+            found[drive.bias] = post[drive.population].sum(axis=0)
+    for synapse in phase.synapses:
+        if synapse.target in post:
+            found[_parameter(synapse.ops[0])] = post[synapse.target].T @ _rows(_presynaptic(graph, source, images, forward, synapse))
+    for name, bias in phase.bias.items():
+        if name in post:
+            found[bias.tensor] = post[name].sum(axis=0)
+    return found | _readout_gradients(graph, forward, labels)
+
+
+def _readout_gradients(graph: Graph, forward: Result, labels: Array) -> dict[str, Floats]:
+    phase = graph.phase("forward")
+    readout = graph.of_kind("readout")[0].name
+    (synapse,) = (s for s in phase.synapses if s.target == readout)
+    delta = codec.logit_error(graph, forward, labels)
+    found = {_parameter(synapse.ops[0]): delta.T @ _rows(codec.rates(graph, forward, synapse.source))}
+    return found | ({phase.bias[readout].tensor: delta.sum(axis=0)} if readout in phase.bias else {})
+
+
+def _presynaptic(graph: Graph, source: Source, images: Array, forward: Result, synapse: Synapse) -> Floats:
+    if graph.population(synapse.source).kind == "input":
+        return _input(source, images)
+    return codec.rates(graph, forward, synapse.source)
+
+
+def _input(source: Source, images: Array) -> Floats:
+    """What the input connection's weights saw: the normalised image for a module, the image itself for folded weights."""
+    values = np.asarray(images, np.float64)
+    normalize = None if source.module is None else source.module.normalize
+    if normalize is None:
+        return values
+    mean, std = (np.asarray(v, np.float64) for v in (normalize.settings.mean, normalize.settings.std))
+    channels = (1, -1) + (1,) * (len(source.module.input_shape) - 1) if source.module is not None else (1, -1)
+    shaped = values.reshape(len(values), *source.module.input_shape) if source.module is not None else values
+    return (shaped - mean.reshape(channels)) / std.reshape(channels)
+
+
+def _parameter(op: Op) -> str:
+    """The torch parameter behind a weight: lowering keeps its name as the tensor's, folding adds `.scaled`."""
+    name = weight_of(op)
+    return str(name).removesuffix(".scaled")
+
+
+def _rows(values: Array) -> Floats:
+    return values.reshape(len(values), -1).astype(np.float64)
+
+
+def _share(parts: list[npt.NDArray[np.bool_]]) -> float:
+    return float(np.concatenate([part.ravel() for part in parts]).mean())
+
+
+def _cross_entropy(scores: Floats, labels: Array) -> float:
+    top = scores.max(axis=1, keepdims=True)
+    logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
+    return float(-logs[np.arange(len(labels)), labels].mean())
