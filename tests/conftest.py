@@ -26,6 +26,7 @@ from toolchain.ir import (
     frozen,
     verify,
 )
+from toolchain.target import Result
 
 RandomGraph = Callable[..., Graph]
 
@@ -51,6 +52,26 @@ def random_graph() -> RandomGraph:
 def random_inputs() -> Callable[[Graph, int, int], tuple[Array, Array]]:
     """`random_inputs(graph, samples, seed)`: inputs in [0, 1] (multiples of 1/256) and errors for the feedback phase."""
     return _random_inputs
+
+
+@pytest.fixture(scope="session")
+def assert_identical() -> Callable[[Result, Result], None]:
+    """`assert_identical(a, b)`: same populations, types and shapes, and every spike, count, trace, potential and saturation equal."""
+    return _assert_identical
+
+
+def _assert_identical(a: Result, b: Result) -> None:
+    assert (a.phase, a.time_steps) == (b.phase, b.time_steps)
+    for field in ("counts", "activity", "traces", "potentials", "saturations"):
+        ours, theirs = getattr(a, field), getattr(b, field)
+        assert ours.keys() == theirs.keys(), field
+        for name in ours:
+            assert ours[name].dtype == theirs[name].dtype, (field, name)
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=f"{a.phase} {field} of '{name}'")
+    assert a.history.keys() == b.history.keys()
+    for name, steps in a.history.items():
+        np.testing.assert_array_equal(steps.spikes, b.history[name].spikes, err_msg=f"{a.phase} spikes of '{name}'")
+        np.testing.assert_array_equal(steps.potentials, b.history[name].potentials, err_msg=f"{a.phase} potentials of '{name}'")
 
 
 def _random_inputs(graph: Graph, samples: int, seed: int = 0) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,7 +26,7 @@ STOCK_SUM = 2**31
 class LavaSim:
     """Lava processes, one a population and one a synapse.
 
-    batch     copies of the network that advance side by side (None: 64, or 1 with stock synapses)
+    batch     copies of the network that advance side by side (None: 128, or 1 with stock synapses)
     synapses  "own": our connection with a batch axis; "stock": Lava's Dense and DelayDense, which have none
     trace     keep every spike and potential
     phases    which phases to build (None: all the graph has); without "feedback" the network has about half the processes
@@ -61,9 +62,13 @@ class LavaSim:
                 problems.append(
                     f"population '{population.name}' is a linear relay, which lava-sim has no process for: fold it into its neighbours"
                 )
-        for name in self.phases_of(graph):
-            if graph.has_phase(name):
-                problems += self._phase_problems(graph, graph.phase(name))
+        built = [graph.phase(name) for name in self.phases_of(graph) if graph.has_phase(name)]
+        problems += [problem for phase in built for problem in self._phase_problems(graph, phase)]
+        apart = _unreached(built)
+        if apart:
+            problems.append(
+                f"population '{apart}' has no connection to '{built[0].order[0]}': Lava runs connected processes only, so connect it or remove it"
+            )
         return problems
 
     def compile(self, graph: Graph) -> Run:
@@ -74,6 +79,7 @@ class LavaSim:
         problems = self.check(graph)
         if problems:
             raise DesignRuleError("; ".join(problems))
+        _allow_fork()
         from toolchain.targets.lava_sim.compile import Run
 
         return Run(graph, self)
@@ -143,6 +149,27 @@ class LavaSim:
             if max(2 * bound, bound << op.exponent) >= STOCK_SUM:
                 problems.append(f"{where} can reach sums beyond the 32 bits of Lava's stock synapses: use synapses own")
         return problems
+
+
+def _unreached(phases: list[Phase]) -> str | None:
+    """A population that no path of synapses joins to the first one, if any."""
+    names = [name for phase in phases for name in phase.order]
+    edges = [(synapse.source, synapse.target) for phase in phases for synapse in phase.synapses]
+    reached: set[str] = set()
+    fresh = set(names[:1])
+    while fresh:
+        reached |= fresh
+        fresh = {b for edge in edges for a, b in (edge, edge[::-1]) if a in reached} - reached
+    return next((name for name in names if name not in reached), None)
+
+
+def _allow_fork() -> None:
+    """Lava sets multiprocessing's start method to fork when it is imported, and fails where any is set already."""
+    method = multiprocessing.get_start_method(allow_none=True)
+    if method not in (None, "fork"):
+        raise UsageError(f"Lava needs multiprocessing's start method 'fork' and this program has set '{method}': remove that call")
+    if method == "fork" and "lava.magma" not in sys.modules:
+        multiprocessing.set_start_method(None, force=True)
 
 
 LAVA_SIM = LavaSim()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from toolchain.targets.lava_sim import LavaSim
 
-AUTO_BATCH = 64
+AUTO_BATCH = 128
 """Copies of the network side by side where nobody says how many: more gain little and fill the caches."""
 
 SLOT_BYTES = 2**27
@@ -151,7 +151,7 @@ class Run:
         bias = phase.bias.get(name) if population.kind != "readout" else None
         current = None if bias is None else self.graph.tensors[bias.tensor].astype(wide).reshape(1, neurons)
         if bias is not None and current is not None and self.graph.integer:
-            current = current << bias.exponent
+            current = np.left_shift(current, bias.exponent)
         return Role(
             phase,
             name,
@@ -180,7 +180,9 @@ class Run:
         from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout
 
         kinds = {"couple": Couple, "readout": Readout, "input": Input}
-        populations = {p.name: kinds[p.kind](part=self._parts[p.name], port_shape=self._port_shape(p), name=p.name) for p in used}
+        populations: dict[str, Any] = {
+            p.name: kinds[p.kind](part=self._parts[p.name], port_shape=self._port_shape(p), name=p.name) for p in used
+        }
         synapses = []
         for phase in self._phases.values():
             for synapse in phase.synapses:
@@ -206,10 +208,13 @@ class Run:
         return SynapseProcess(weights=final, batch=self._batch, delay=synapse.delay, name=_name(phase, synapse))
 
     def _stock_synapse(self, phase: Phase, synapse: Synapse) -> AbstractProcess:
-        """Lava's own connection. Fixed point keeps only even weights where signs mix, so it gets twice the mantissa and one exponent less;
-        at exponent 0 that is a right shift of an even sum, which is exact."""
-        from lava.proc.dense.process import Dense as StockDense
+        """Lava's own connection.
+
+        Where signs mix, fixed point keeps even weights only, so it gets twice the mantissa and one exponent less; at exponent 0 that is a
+        right shift of an even sum, which is exact.
+        """
         from lava.proc.dense.process import DelayDense
+        from lava.proc.dense.process import Dense as StockDense
         from lava.utils.weightutils import SignMode
 
         op = dense_of(synapse)

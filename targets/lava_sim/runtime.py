@@ -69,12 +69,11 @@ class Network:
         self._ticks = ticks
         self._deadline = deadline
         self._failure: str | None = None
-        self._processes = processes
         with quiet():
             self._runtime = _started(processes, tag)
         self._names = list(self._runtime.names)
         self._faults = self._runtime.faults
-        self._kill = weakref.finalize(self, _kill, self._runtime.children, list(processes))
+        self._kill = weakref.finalize(self, _kill, self._runtime, processes)
 
     def run(self, steps: int) -> None:
         """Advance all processes by `steps` ticks; ToolchainError, within seconds, where one raised, died, or nothing moves any more."""
@@ -185,17 +184,19 @@ def _started(processes: list[AbstractProcess], tag: str) -> Any:
             self._build_processes()
             self._build_runtime_services()
             self._start_ports()
-            self.exception_q = []
+            self.exception_q: list[Any] = []
             self._is_initialized = True
 
     executable = processes[0].compile(Loihi2SimCfg(select_tag=tag))
+    position = {id(process): i for i, process in enumerate(processes)}
+    executable.channel_builders.sort(key=lambda channel: position[id(channel.src_process)])  # float sums in the same order in every run
     runtime = OwnRuntime(executable)
     executable.assign_runtime_to_all_processes(runtime)
     try:
         with _signals_blocked():
             runtime.initialize()
     except BaseException:
-        _kill(runtime.children, processes)
+        _kill(runtime, processes)
         raise
     return runtime
 
@@ -220,15 +221,15 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _kill(children: list[Any], processes: list[Any]) -> None:
-    """Kill and reap the children, and let go of what Lava would keep until the interpreter ends."""
-    for child in children:
-        with contextlib.suppress(ValueError):  # reaped before
-            child.kill()
-    for child in children:
-        with contextlib.suppress(ValueError):
-            child.join()
-    children.clear()
+def _kill(runtime: Any, processes: list[Any]) -> None:
+    """Kill and reap the children, end the host's port threads, and let go of what Lava would keep until the interpreter ends."""
+    for child in runtime.children:
+        child.kill()
+    for child in runtime.children:
+        child.join()
+    runtime.children = []
+    for port in (*runtime.runtime_to_service, *runtime.service_to_runtime):
+        port.join()
     _forget(processes)
 
 
@@ -262,9 +263,12 @@ def quiet() -> Iterator[None]:
 
 
 def one_blas_thread() -> None:
-    """Processes are the parallelism here: NumPy's OpenBLAS uses one thread in each (no effect on other libraries)."""
-    with open("/proc/self/maps") as maps:
-        paths = {line.split()[-1] for line in maps if "openblas" in line}
+    """Processes are the parallelism here: NumPy's OpenBLAS uses one thread in each (no effect on other libraries, or where there is no /proc)."""
+    try:
+        with open("/proc/self/maps") as maps:
+            paths = {line.split()[-1] for line in maps if "openblas" in line}
+    except OSError:
+        return
     for path in paths:
         library = ctypes.CDLL(path)
         for name in (
