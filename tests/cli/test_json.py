@@ -1,0 +1,124 @@
+"""`--json` is exactly one JSON object with the contract's keys; text is the same result for people; codes follow the result."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import toolchain
+from toolchain import models, target
+
+DEPLOYMENT = [
+    "target",
+    "ran_on",
+    "device",
+    "dataset",
+    "samples",
+    "correct",
+    "accuracy",
+    "time_steps",
+    "timing",
+    "startup_seconds",
+    "seconds",
+    "samples_per_second",
+    "spikes_per_sample",
+    "synaptic_operations_per_sample",
+    "saturations",
+]
+
+
+def parsed(answer, code=0):
+    assert answer.code == code, answer.err
+    return json.loads(answer.out)
+
+
+def test_doctor(command):
+    found = parsed(command("doctor", "--json"))
+    assert found["toolchain"] == toolchain.__version__
+    assert {"python", "platform", "packages", "cuda", "targets", "datasets"} <= found.keys()
+    assert found["packages"]["numpy"] == np.__version__
+    assert found["datasets"]["mnist-1k"] is True
+    text = command("doctor").out
+    assert all(word in text for word in ("python", "lava-sim", "mnist-1k", "cuda"))
+
+
+def test_doctor_says_how_to_get_a_missing_target(command, monkeypatch):
+    lacking = SimpleNamespace(available=lambda: "Lava is not installed: pip install lava-nc")
+    monkeypatch.setattr(target, "get", lambda name: lacking)
+    assert {row["missing"] for row in parsed(command("targets", "--json"))["targets"]} == {"Lava is not installed: pip install lava-nc"}
+    assert "pip install lava-nc" in command("targets").out
+
+
+def test_models(command):
+    assert [row["name"] for row in parsed(command("models", "--json"))["models"]] == models.names()
+    assert all(row["description"] for row in parsed(command("models", "--json"))["models"])
+    assert "mnist-fc " in command("models").out
+
+
+def test_targets(command):
+    rows = {row["name"]: row for row in parsed(command("targets", "--json"))["targets"]}
+    assert {"torch", "reference", "sim", "lava-sim"} <= rows.keys()
+    assert rows["sim"] == {"name": "sim", "available": True, "missing": None}
+
+
+def test_deploy(shell):
+    found = parsed(shell("deploy", "mnist-fc", "--target", "sim", "--samples", 5, "--json"))
+    assert set(DEPLOYMENT) <= found.keys()
+    assert (found["target"], found["ran_on"], found["dataset"], found["samples"]) == ("sim", "sim", "mnist-1k", 5)
+    assert found["accuracy"] == found["correct"] / 5
+    assert found["versions"]
+
+
+def test_deploy_writes_predictions(command, tmp_path):
+    path = tmp_path / "out.npz"
+    assert command("deploy", "mnist-fc", "--target", "sim", "--samples", 5, "--predictions", path).code == 0
+    with np.load(path, allow_pickle=False) as kept:
+        assert len(kept["predictions"]) == 5
+
+
+def test_compare(command):
+    found = parsed(command("compare", "mnist-fc", "--targets", "torch,sim", "--samples", 5, "--json"))
+    assert found["reference"] == "torch"
+    assert [row["target"] for row in found["rows"]] == ["torch", "sim"]
+    for row in found["rows"]:
+        assert {*DEPLOYMENT, "agreement", "rate_difference"} <= row.keys()
+    assert found["rows"][0]["agreement"] == 1
+
+
+def test_verify(command):
+    found = parsed(command("verify", "mnist-fc", "--targets", "reference,sim", "--samples", 2, "--json"))
+    (pair,) = found["pairs"]
+    assert (pair["a"], pair["b"]) == ("reference", "sim")
+    assert pair["spikes_compared"] > 0
+    assert (pair["spike_differences"], pair["potential_differences"], pair["saturation_differences"]) == (0, 0, 0)
+    assert pair["first_difference"] is None
+
+
+def test_compile_inspect_and_deploy_the_same_file(command, tmp_path):
+    path = tmp_path / "small.fsnn"
+    made = command("compile", "mnist-fc", "--time-steps", 8, "--feedback-steps", 8, "--weight-bits", 6, "-o", path)
+    assert made.code == 0, made.err
+    assert str(path) in made.out
+    shown = parsed(command("inspect", path, "--json"))
+    assert [phase["name"] for phase in shown["phases"]] == ["forward", "feedback"]
+    assert parsed(command("deploy", path, "--target", "sim", "--samples", 3, "--json"))["time_steps"] == 8
+    assert command("verify", path, "--targets", "sim", "--replay").code == 0
+
+
+@pytest.mark.parametrize("verb", ["compare", "verify"])
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_a_result_outside_its_tolerance_is_printed_and_exits_with_4(command, monkeypatch, verb, flag):
+    outcome = SimpleNamespace(passed=False, to_json=lambda: {"passed": False}, to_text=lambda: "the table")
+    monkeypatch.setattr(toolchain, verb, lambda *_, **__: outcome)
+    answer = command(verb, "mnist-fc", *flag)
+    assert answer.code == 4
+    assert "passed" in answer.out if flag else answer.out == "the table\n"
+    assert answer.err.count("\n") == 1
+
+
+def test_numbers_that_json_lacks_become_null(command, monkeypatch):
+    monkeypatch.setattr(toolchain, "inspect", lambda *_, **__: SimpleNamespace(to_json=lambda: {"rate": float("nan")}))
+    assert parsed(command("inspect", "mnist-fc", "--json")) == {"rate": None}
