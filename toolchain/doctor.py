@@ -81,7 +81,10 @@ class Diagnosis:
             *((name, found or "not installed") for name, found in self.packages.items()),
             ("cuda", ", ".join(self.cuda) or "no GPU found"),
         ]
-        found = [(name, "found" if here else "not found: name its folder with --data-dir or $TOOLCHAIN_DATA, or let it be downloaded") for name, here in self.datasets.items()]
+        found = [
+            (name, "found" if here else "not found: name its folder with --data-dir or $TOOLCHAIN_DATA, or let it be downloaded")
+            for name, here in self.datasets.items()
+        ]
         return "\n".join([_columns(facts), "", "targets", Targets(self.targets).to_text(), "", "data sets", _columns(found)])
 
 
