@@ -115,18 +115,20 @@ class Network:
 
     def _look(self) -> None:
         """Raise what the children have left: tracebacks first, then deaths without one."""
+        self._report_faults()
+        dead = next(((name, child) for name, child in zip(self._names, self._runtime.children, strict=True) if not child.is_alive()), None)
+        if dead is None:
+            return
+        self._report_faults()  # it may have raised between the two looks
+        name, code = dead[0], dead[1].exitcode
+        how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+        self._fail(f"Lava process '{name}' {how} in the middle of a run: check the machine's memory, then run again with a smaller batch")
+
+    def _report_faults(self) -> None:
         for name, text in zip(self._names, self._texts(), strict=True):
             if text:
                 cause = text.strip().splitlines()[-1]
                 self._fail(f"Lava process '{name}' raised {cause}: see the cause with --debug", text)
-        for name, child in zip(self._names, self._runtime.children, strict=True):
-            if not child.is_alive():
-                time.sleep(LOOK)
-                code = child.exitcode
-                how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
-                self._fail(
-                    f"Lava process '{name}' {how} in the middle of a run: check the machine's memory, then run again with a smaller batch"
-                )
 
     def _texts(self) -> list[str]:
         return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in self._faults]

@@ -95,7 +95,7 @@ def test_an_exception_in_a_synapse_and_in_the_building_of_one(network: Any, monk
     for method in ("run_spk", "__init__"):
         with monkeypatch.context() as patch:
             patch.setattr(synapse_models._SynapseModel, method, broken)
-            with LAVA_SIM.compile(graph) as run, pytest.raises(ToolchainError, match=r"-> couple.* raised MemoryError"):
+            with LAVA_SIM.compile(graph) as run, pytest.raises(ToolchainError, match=r"-> .* raised MemoryError: injected on purpose"):
                 run.run(inputs)
 
 
