@@ -1,0 +1,173 @@
+"""A training run as plain, checked data: defaults from a network of the catalogue, a YAML file over them, `--set a.b=c` over both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, cast
+
+import msgspec
+
+from toolchain.errors import UsageError
+from toolchain.network import Network
+
+LARGEST_CONFIG = 1 << 18
+"""A config longer than this many bytes is another kind of file."""
+
+Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a network is trained: SGD with momentum on the true gradient of the mean cross entropy.
+
+    schedule       cosine falls to 0 over the run; steps multiplies by `decay` after each epoch in `milestones`; constant stays
+    warmup         batches over which the learning rate rises to `lr`
+    held_out       training images (the last ones) that choose the checkpoint and are not learned from
+    scale_factor   what SPIDE multiplies the loss by, "auto", or null for the network's own; the gradient is divided by it again
+    """
+
+    dataset: str = "mnist"
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 15
+    batch: Annotated[int, msgspec.Meta(ge=1)] = 128
+    lr: Positive = 0.1
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    decay: Positive = 0.1
+    warmup: Annotated[int, msgspec.Meta(ge=0)] = 0
+    held_out: Annotated[int, msgspec.Meta(ge=1)] = 5000
+    scale_factor: Union[Positive, Literal["auto"], None] = None
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything a run depends on besides the data and the machine; `model` is where the defaults came from."""
+
+    network: Network
+    train: Training = Training()
+    model: str = ""
+    method: str = "spide"
+    seed: int = 0
+
+
+def assignments(settings: Sequence[str]) -> dict[str, Any]:
+    """`["a.b=c", ...]` as {"a.b": c}, values read as YAML; UsageError for text of another form."""
+    found = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"setting '{setting}' has another form than name=value, for example train.lr=0.05")
+        found[name.strip()] = _value(value, f"setting '{setting}'")
+    return found
+
+
+def resolve(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Config:
+    """A checked Config: `changes` (nested mappings) over `base`; UsageError names the key and lists the known ones."""
+    merged = _merged(dict(base), changes, "", where)
+    try:
+        return msgspec.convert(merged, Config, strict=True)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {_plain(str(error))}") from None
+
+
+def with_settings(config: Config, settings: Mapping[str, Any], where: str = "--set") -> Config:
+    """`config` with dotted settings replaced: {"train.lr": 0.05}."""
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        *path, last = name.split(".")
+        level = nested
+        for key in path:
+            level = level.setdefault(key, {})
+            if not isinstance(level, dict):
+                raise UsageError(f"{where}: setting '{name}' reaches into '{key}', which another setting replaces: give one of the two")
+        level[last] = value
+    return resolve(plain(config), nested, where)
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """`config` as nested dictionaries and lists, every field present."""
+    return cast("dict[str, Any]", msgspec.to_builtins(config))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; UsageError where it is no mapping, too long, or not plain YAML."""
+    import yaml
+
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise UsageError(f"config '{path}' has {path.stat().st_size} bytes: a config has at most {LARGEST_CONFIG}")
+        found = _numbers(yaml.load(path.read_text(encoding="utf-8"), Loader=_loader()))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"config '{path}' is not plain YAML ({' '.join(str(error).split())}): correct it") from None
+    except OSError as error:
+        raise UsageError(f"config '{path}' cannot be read ({error.strerror}): check the path") from None
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(f"config '{path}' holds no mapping of names to values: start with 'model: mnist-fc'")
+    return found
+
+
+def text(config: Config) -> str:
+    """`config` as YAML that `read` takes again."""
+    import yaml
+
+    return yaml.safe_dump(plain(config), sort_keys=False)
+
+
+def _loader() -> Any:
+    """PyYAML's safe loader without aliases, which can unfold a small file into a huge one."""
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases are not taken")
+            return super().compose_node(parent, index)
+
+    return Plain
+
+
+def _value(written: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return _numbers(yaml.load(written, Loader=_loader()))
+    except (yaml.YAMLError, RecursionError):
+        raise UsageError(f"{where} has a value that is not plain YAML: write a number, a word or [a, list]") from None
+
+
+def _numbers(found: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a word; people mean the number."""
+    if isinstance(found, dict):
+        return {key: _numbers(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [_numbers(value) for value in found]
+    if isinstance(found, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", found):
+        return float(found)
+    return found
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
+    """`changes` over a copy of `base`, key by key; a key that `base` lacks is unknown (an empty base leaves the judgement to the types)."""
+    merged = deepcopy(base)
+    for key, value in changes.items():
+        if base and key not in base:
+            raise UsageError(
+                f"{where}: unknown setting '{prefix}{key}': choose one of {', '.join(prefix + known for known in sorted(base))}"
+            )
+        old = base.get(key)
+        merged[key] = _merged(old, value, f"{prefix}{key}.", where) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _plain(message: str) -> str:
+    """msgspec's message in the words of the file: `$.train.lr` is train.lr, and unknown fields list the known ones."""
+    sentence = message.replace("Object contains unknown field", "unknown setting").replace(
+        "Object missing required field", "missing setting"
+    )
+    place = re.search(r" - at `\$\.?([^`]*)`", sentence)
+    if place is None:
+        return f"{sentence}: correct it"
+    return f"{sentence[: place.start()]}, in '{place.group(1) or 'the config'}': correct it"

@@ -1,0 +1,155 @@
+"""What a feedback spiking network is, as plain data: enough to build its modules again, to check a config, to travel in a checkpoint.
+
+No torch here; `layers.build` makes the modules and `layers.describe` reads them back. A new kind of connection is one more struct in `Connection`.
+"""
+
+from __future__ import annotations
+
+from math import isfinite, prod
+from typing import Annotated, Union
+
+import msgspec
+
+from toolchain.errors import UsageError
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ternary couple of one network (SPIDE; METHODS 1.1 and 3.2), in the model's unit of potential.
+
+    forward stage:  v = u + I;  s = 1[v >= threshold];                           u = leak * (v - reset * s)
+    feedback stage: v = y + J;  q = 1[v >= threshold_back] - 1[v <= -threshold_back];  y = leak * (v - reset_back * q)
+
+    `leak` is 1 for IF neurons, below 1 for LIF. The resting potentials set the amounts that a spike subtracts; resting at -threshold makes the
+    rate's rounding error symmetric (METHODS 1.4).
+    """
+
+    threshold: float = 1.0
+    u_rest: float = -1.0
+    threshold_back: float = 0.5
+    u_rest_back: float = -0.5
+    leak: float = 1.0
+
+    @property
+    def reset(self) -> float:
+        """A = Vth - u_rest, subtracted from the potential on a forward spike."""
+        return self.threshold - self.u_rest
+
+    @property
+    def reset_back(self) -> float:
+        """Ab = Vb - u_rest_back: subtracted on a feedback spike, and that spike's amplitude."""
+        return self.threshold_back - self.u_rest_back
+
+
+class Normalization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """(x - mean) / std, one value a channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Linear(msgspec.Struct, frozen=True, tag="linear", tag_field="type", forbid_unknown_fields=True):
+    """A fully connected connection, weight (outputs, inputs)."""
+
+    inputs: Count
+    outputs: Count
+    bias: bool = True
+
+
+Connection = Union[Linear]  # one more struct here, one more entry in `layers.KINDS`
+
+
+class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A connection without bias from layer `source` to layer `target` (counted from 0), one step late."""
+
+    source: int
+    target: int
+    connection: Connection
+
+
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A chain of couples: `input` feeds layer 0, `hidden[i]` joins layer i to i + 1, `readout` reads the last; `feedback` closes the loops."""
+
+    name: str
+    input_shape: tuple[Count, ...]
+    input: Connection
+    readout: Connection
+    hidden: tuple[Connection, ...] = ()
+    feedback: tuple[Feedback, ...] = ()
+    neuron: Neuron = Neuron()
+    time_steps: Count = 30
+    feedback_steps: Count = 100
+    scale_factor: float = 100.0
+    dropout: float = 0.0
+    normalize: Union[Normalization, None] = None
+
+
+def check(network: Network) -> None:
+    """UsageError, naming the layer and the fix, unless the numbers of `network` make sense together."""
+    where = f"network '{network.name}'"
+    neuron = network.neuron
+    _require(
+        all(isfinite(v) for v in (neuron.threshold, neuron.u_rest, neuron.threshold_back, neuron.u_rest_back, neuron.leak)),
+        f"{where} has a NaN or infinite neuron setting: give every one a number",
+    )
+    _require(
+        neuron.threshold > 0 and neuron.threshold_back > 0,
+        f"{where} has thresholds {neuron.threshold} and {neuron.threshold_back}: both must be above 0",
+    )
+    _require(
+        neuron.reset > 0 and neuron.reset_back > 0,
+        f"{where} subtracts {neuron.reset} (forward) and {neuron.reset_back} (feedback) on a spike: rest below the threshold",
+    )
+    _require(0 < neuron.leak <= 1, f"{where} has leak {neuron.leak}: it must lie in (0, 1], where 1 is an IF neuron")
+    _require(0 <= network.dropout < 1, f"{where} has dropout {network.dropout}: it must lie in [0, 1)")
+    _require(
+        isfinite(network.scale_factor) and network.scale_factor > 0, f"{where} has scale factor {network.scale_factor}: it must be above 0"
+    )
+    if network.normalize is not None:
+        _check_normalization(network.normalize, network.input_shape[0], where)
+    _check_widths(network, where)
+
+
+def _check_normalization(normalize: Normalization, channels: int, where: str) -> None:
+    for label, values in (("means", normalize.mean), ("standard deviations", normalize.std)):
+        _require(
+            len(values) in (1, channels), f"{where} normalises with {len(values)} {label}: give one, or one for each of {channels} channels"
+        )
+        _require(all(isfinite(v) for v in values), f"{where} normalises with NaN or infinite {label}: give numbers")
+    _require(all(v > 0 for v in normalize.std), f"{where} normalises with standard deviation {min(normalize.std)}: it must be above 0")
+
+
+def _check_widths(network: Network, where: str) -> None:
+    widths = [network.input.outputs]
+    _require(
+        network.input.inputs == prod(network.input_shape),
+        f"{where}: the input connection takes {network.input.inputs} values but the input shape {network.input_shape} has {prod(network.input_shape)}",
+    )
+    for index, connection in enumerate(network.hidden):
+        _require(
+            connection.inputs == widths[-1],
+            f"{where}: hidden connection {index} takes {connection.inputs} values but layer {index} has {widths[-1]} couples",
+        )
+        widths.append(connection.outputs)
+    _require(
+        network.readout.inputs == widths[-1],
+        f"{where}: the readout takes {network.readout.inputs} values but the last layer has {widths[-1]} couples",
+    )
+    for index, loop in enumerate(network.feedback):
+        ends = (loop.source, loop.target)
+        _require(
+            all(0 <= end < len(widths) for end in ends),
+            f"{where}: feedback {index} joins layers {loop.source} and {loop.target}, but the layers are 0 to {len(widths) - 1}",
+        )
+        _require(not loop.connection.bias, f"{where}: feedback {index} has a bias: give bias to the forward connections only")
+        shape = (loop.connection.inputs, loop.connection.outputs)
+        _require(
+            shape == (widths[loop.source], widths[loop.target]),
+            f"{where}: feedback {index} is {shape[0]} -> {shape[1]} but joins layers of {widths[loop.source]} and {widths[loop.target]} couples",
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)

@@ -1,0 +1,396 @@
+"""Train a network and keep the run in a folder that can be resumed, inspected and deployed.
+
+    RUN/checkpoint.safetensors   the weights that did best on the held-out training images
+    RUN/last.safetensors         weights, momentum, random state: what --resume goes on from
+    RUN/config.yaml              every setting, resolved; `toolchain train RUN/config.yaml -o NEW` repeats the run
+    RUN/metrics.jsonl            a line an epoch
+
+Nothing here knows how a method gets its gradients.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import cos, isfinite, pi
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Union
+
+import msgspec
+
+import toolchain
+from toolchain import checkpoint, config, data, devices, methods, models, progress
+from toolchain.checkpoint import About, load
+from toolchain.config import Config, Training
+from toolchain.errors import ArtifactError, ToolchainError, UsageError
+from toolchain.files import replace_file
+from toolchain.methods import Batch, Method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from toolchain.layers import FeedbackSNN
+
+__all__ = ["Outcome", "load", "train"]
+
+LAST, CONFIG, METRICS = "last.safetensors", "config.yaml", "metrics.jsonl"
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training run came to; accuracies are fractions of 1, `held_out` is the number of training images that chose the checkpoint."""
+
+    run: str
+    model: str
+    method: str
+    dataset: str
+    epochs: int
+    best_epoch: int
+    held_out: int
+    held_out_accuracy: float
+    seed: int
+    device: str
+    seconds: float
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_text(self) -> str:
+        return (
+            f"{self.model} trained by {self.method} on {self.dataset}: {self.held_out_accuracy:.2%} of {self.held_out} held-out training images "
+            f"(epoch {self.best_epoch} of {self.epochs}), {self.seconds:.0f} s on {self.device}; the weights are in {self.run}/{checkpoint.NAME}"
+        )
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """A line of metrics.jsonl: means over the epoch's batches (see `methods.Batch`), and the accuracy on the held-out images after it."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    held_out_accuracy: float
+    forward_rate: float
+    feedback_rate: float
+    clipped: float
+    silent: float
+    scale_factor: float
+    lr: float
+    seconds: float
+
+
+def train(
+    model: Union[str, os.PathLike[str], FeedbackSNN],
+    *,
+    method: str | None = None,
+    dataset: str | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    settings: Union[Mapping[str, Any], Sequence[str], None] = None,
+    resume: bool = False,
+    output: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Outcome:
+    """Train `model` (a name of the catalogue, a CONFIG.yaml, or a module, whose weights are the starting point) and write the run folder `output`.
+
+    `settings` are dotted, {"train.lr": 0.05} or ["train.lr=0.05"]; flags left at None keep the config's. A resumed run needs the same settings and
+    continues bit for bit on a CPU. Raises UsageError for anything that cannot be done, ToolchainError where the loss stops being a number.
+    """
+    chosen = _config(model, {"method": method, "seed": seed, "train.dataset": dataset, "train.epochs": epochs}, settings)
+    gradients_of = methods.get(chosen.method, _scale_factor(chosen))
+    place = devices.pick(device)
+    folder = Path(output)
+    _prepare_folder(folder, chosen, resume=resume)
+    learn, choose = _split(chosen, data_dir)
+    run = _Run(chosen, gradients_of, _module(model, chosen), place, folder)
+    if resume:
+        run.restore()
+    else:
+        replace_file(folder / CONFIG, config.text(chosen).encode())
+        replace_file(folder / METRICS, b"")
+    run.fit(learn, choose)
+    return run.outcome(devices.describe(place))
+
+
+def _config(
+    model: Union[str, os.PathLike[str], FeedbackSNN], flags: Mapping[str, Any], settings: Union[Mapping[str, Any], Sequence[str], None]
+) -> Config:
+    """The resolved config: the model's defaults, then the file, then flags, then settings."""
+    base = _base(model)
+    base = config.with_settings(base, {name: value for name, value in flags.items() if value is not None}, "flags")
+    changes = settings if isinstance(settings, Mapping) else config.assignments(settings or [])
+    resolved = config.with_settings(base, changes)
+    if isinstance(model, (str, os.PathLike)) or resolved.network == base.network:
+        return resolved
+    raise UsageError("a module's network settings are its own: change the module, and use --set for train.* only")
+
+
+def _base(model: Union[str, os.PathLike[str], FeedbackSNN]) -> Config:
+    from toolchain.layers import describe
+
+    if not isinstance(model, (str, os.PathLike)):
+        return Config(network=describe(model), model=model.name)
+    name = os.fspath(model)
+    if name in models.names():
+        return _catalogued(name)
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"'{name}' is neither a network ({', '.join(models.names())}) nor a CONFIG.yaml: give one of them")
+    written = config.read(path)
+    where = f"config '{path}'"
+    if "network" in written and "name" in written["network"]:
+        return config.resolve({}, {"model": "", **written}, where)
+    if "model" not in written:
+        raise UsageError(f"{where} names no model and describes no network: add 'model: mnist-fc' or a network section with a name")
+    return config.resolve(config.plain(_catalogued(str(written["model"]))), written, where)
+
+
+def _catalogued(name: str) -> Config:
+    from toolchain.layers import describe
+
+    spec = models.get(name)
+    return Config(network=describe(spec.build()), train=spec.training, model=name)
+
+
+def _module(model: Union[str, os.PathLike[str], FeedbackSNN], chosen: Config) -> FeedbackSNN:
+    """The module to start from: the one given, or one with initial weights drawn from the seed."""
+    import torch
+
+    from toolchain.layers import build
+
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chosen.seed)
+        built = build(chosen.network)
+    if chosen.model in models.names():
+        initial = models.get(chosen.model).build(chosen.seed).state_dict()
+        if {k: v.shape for k, v in initial.items()} == {k: v.shape for k, v in built.state_dict().items()}:
+            built.load_state_dict(initial)
+    return built
+
+
+def _scale_factor(chosen: Config) -> Union[float, str]:
+    return chosen.network.scale_factor if chosen.train.scale_factor is None else chosen.train.scale_factor
+
+
+def _prepare_folder(folder: Path, chosen: Config, *, resume: bool) -> None:
+    """Refuse to overwrite a run or to resume another one; else make the folder."""
+    begun = (folder / LAST).exists() or (folder / checkpoint.NAME).exists()
+    if begun and not resume:
+        raise UsageError(f"'{folder}' already holds a run: go on with --resume, or choose another folder")
+    if resume:
+        _same_config(folder, chosen)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"'{folder}' cannot be made ({error.strerror}): choose another folder") from error
+
+
+def _same_config(folder: Path, chosen: Config) -> None:
+    if not (folder / LAST).exists():
+        raise UsageError(f"'{folder}' holds no {LAST} to resume from: start without --resume")
+    earlier = checkpoint.read(folder / LAST).about.config
+    for name in ("model", "method", "seed"):
+        _same(name, getattr(earlier, name), getattr(chosen, name), folder)
+    for section in ("train", "network"):
+        before, now = getattr(earlier, section), getattr(chosen, section)
+        for field in msgspec.structs.fields(before):
+            _same(f"{section}.{field.name}", getattr(before, field.name), getattr(now, field.name), folder)
+
+
+def _same(name: str, before: object, now: object, folder: Path) -> None:
+    if before != now:
+        raise UsageError(
+            f"the run in '{folder}' has {name} = {before}, not {now}: resume it with its own settings ({folder / CONFIG}), or start another"
+        )
+
+
+def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[data.Dataset, data.Dataset]:
+    """(to learn from, to choose by), both of the training split; UsageError where the images do not fit the network."""
+    whole = data.load(chosen.train.dataset, split="train", data_dir=data_dir)
+    network = chosen.network
+    if whole.images[0].size != _size(network.input_shape):
+        raise UsageError(
+            f"images of '{whole.name}' have shape {whole.images.shape[1:]} but '{network.name}' takes {network.input_shape}: choose another data set or network"
+        )
+    if len(whole.classes) > network.readout.outputs:
+        raise UsageError(
+            f"'{whole.name}' has {len(whole.classes)} classes but the readout of '{network.name}' has {network.readout.outputs}: widen it"
+        )
+    return data.hold_out(whole, chosen.train.held_out)
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for axis in shape:
+        size *= axis
+    return size
+
+
+class _Run:
+    """A training run between its files: module, optimiser, random state, and the lines so far."""
+
+    def __init__(self, chosen: Config, method: Method, module: FeedbackSNN, device: torch.device, folder: Path) -> None:
+        import torch
+
+        self.config, self.method, self.folder, self.device = chosen, method, folder, device
+        self.module = module.to(device)
+        settings = chosen.train
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.generator = torch.Generator().manual_seed(chosen.seed)
+        self.lines: list[Epoch] = []
+
+    def fit(self, learn: data.Dataset, choose: data.Dataset) -> None:
+        """Train the epochs that are left, writing the folder after each."""
+        images, labels = self._tensors(learn)
+        held_out = self._tensors(choose)
+        for epoch in range(len(self.lines) + 1, self.config.train.epochs + 1):
+            start = perf_counter()
+            batches = self._epoch(epoch, images, labels)
+            accuracy = self._accuracy(*held_out)
+            self.lines.append(self._line(epoch, batches, accuracy, perf_counter() - start))
+            self._save()
+            progress.say(_sentence(self.lines[-1], self.config.train.epochs))
+
+    def _tensors(self, dataset: data.Dataset) -> tuple[Tensor, Tensor]:
+        import torch
+
+        return torch.from_numpy(dataset.images).to(self.device), torch.from_numpy(dataset.labels).to(self.device)
+
+    def _epoch(self, epoch: int, images: Tensor, labels: Tensor) -> list[Batch]:
+        """One pass over the training images in a random order; what is left over from full batches waits for another epoch's order."""
+        import torch
+
+        size = min(self.config.train.batch, len(images))
+        order = torch.randperm(len(images), generator=self.generator).to(self.device)
+        count = len(images) // size
+        done: list[Batch] = []
+        self.module.train()
+        for index in progress.track(range(count), f"epoch {epoch}/{self.config.train.epochs}", count):
+            rate = learning_rate(self.config.train, (epoch - 1) * count + index, count)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            chosen = order[index * size : (index + 1) * size]
+            batch = self.method.gradients(self.module, images[chosen], labels[chosen], self.generator)
+            if not isfinite(batch.loss):
+                raise ToolchainError(
+                    f"the loss is {batch.loss} in epoch {epoch}, batch {index + 1}: lower train.lr (it is {rate:.3g} there)"
+                )
+            self.optimizer.step()
+            done.append(batch)
+        self.module.eval()
+        return done
+
+    def _accuracy(self, images: Tensor, labels: Tensor) -> float:
+        import torch
+
+        with torch.no_grad():
+            chunks = zip(torch.split(images, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
+            correct = sum(int((self.module(x).argmax(1) == y).sum()) for x, y in chunks)
+        return correct / len(labels)
+
+    def _line(self, epoch: int, batches: list[Batch], accuracy: float, seconds: float) -> Epoch:
+        mean = {field.name: sum(getattr(b, field.name) for b in batches) / len(batches) for field in fields(Batch)}
+        mean["accuracy"] = mean.pop("correct")
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return Epoch(
+            epoch=epoch, **mean, held_out_accuracy=accuracy, scale_factor=self.method.state()["scale_factor"], lr=rate, seconds=seconds
+        )
+
+    @property
+    def best(self) -> Epoch:
+        """The first epoch with the highest held-out accuracy."""
+        return max(self.lines, key=lambda line: (line.held_out_accuracy, -line.epoch))
+
+    def _save(self) -> None:
+        """The best weights, then everything to resume from, then the lines: a crash in between repeats an epoch, never loses one."""
+        now = self.lines[-1]
+        weights = self.module.state_dict()
+        about = About(checkpoint.FORMAT, self.config, now.epoch, now.held_out_accuracy, self.method.state())
+        if self.best is now:
+            checkpoint.write(self.folder / checkpoint.NAME, weights, about)
+        momentum = {name: self.optimizer.state[p].get("momentum_buffer") for name, p in self.module.named_parameters()}
+        state = {f"model.{name}": tensor for name, tensor in weights.items()}
+        state |= {f"momentum.{name}": tensor for name, tensor in momentum.items() if tensor is not None}
+        checkpoint.write(self.folder / LAST, {**state, "random": self.generator.get_state()}, about)
+        replace_file(self.folder / METRICS, b"".join(msgspec.json.encode(line) + b"\n" for line in self.lines))
+
+    def restore(self) -> None:
+        """Take up the run where its folder stopped; ArtifactError where the folder's files contradict each other."""
+        path = self.folder / LAST
+        last = checkpoint.read(path)
+        parts = {kind: {k.removeprefix(kind): t for k, t in last.tensors.items() if k.startswith(kind)} for kind in ("model.", "momentum.")}
+        checkpoint.load_weights(self.module, parts["model."], path)
+        for name, parameter in self.module.named_parameters():
+            if name in parts["momentum."]:
+                self.optimizer.state[parameter]["momentum_buffer"] = parts["momentum."][name].to(parameter)
+        if "random" not in last.tensors:
+            raise ArtifactError(f"'{path}' lacks the random state: start the run again without --resume")
+        self.generator.set_state(last.tensors["random"])
+        self.method.restore(last.about.progress)
+        self.lines = _lines(self.folder / METRICS, last.about.epoch)
+
+    def outcome(self, device: str) -> Outcome:
+        best = self.best
+        return Outcome(
+            run=str(self.folder),
+            model=self.config.network.name,
+            method=self.config.method,
+            dataset=self.config.train.dataset,
+            epochs=len(self.lines),
+            best_epoch=best.epoch,
+            held_out=self.config.train.held_out,
+            held_out_accuracy=best.held_out_accuracy,
+            seed=self.config.seed,
+            device=device,
+            seconds=sum(line.seconds for line in self.lines),
+            versions=_versions(),
+        )
+
+
+def learning_rate(settings: Training, batch: int, batches: int) -> float:
+    """The learning rate of batch number `batch` (from 0, over the whole run) where an epoch has `batches`."""
+    warm = min(1.0, (batch + 1) / settings.warmup) if settings.warmup else 1.0
+    if settings.schedule == "constant":
+        return settings.lr * warm
+    if settings.schedule == "steps":
+        return settings.lr * warm * settings.decay ** sum(batch >= milestone * batches for milestone in settings.milestones)
+    return settings.lr * warm * (1 + cos(pi * batch / (settings.epochs * batches))) / 2
+
+
+def _lines(path: Path, epochs: int) -> list[Epoch]:
+    """The first `epochs` lines of metrics.jsonl."""
+    try:
+        lines = [msgspec.json.decode(line, type=Epoch) for line in path.read_bytes().splitlines()]
+    except (OSError, msgspec.DecodeError) as error:
+        raise ArtifactError(f"'{path}' cannot be read ({error}): restore it, or start the run again without --resume") from None
+    if len(lines) < epochs:
+        raise ArtifactError(
+            f"'{path}' has {len(lines)} epochs but the run has done {epochs}: restore it, or start the run again without --resume"
+        )
+    return lines[:epochs]
+
+
+def _sentence(line: Epoch, epochs: int) -> str:
+    return (
+        f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, held-out accuracy {line.held_out_accuracy:.2%}, firing rates {line.forward_rate:.3f} forward and "
+        f"{line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent, {line.seconds:.0f} s"
+    )
+
+
+def _versions() -> dict[str, str]:
+    import numpy
+    import torch
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"toolchain": toolchain.__version__, "python": python, "torch": str(torch.__version__), "numpy": str(numpy.__version__)}
