@@ -147,12 +147,12 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
 def available(target: str, fallback: str | None) -> Target:
     """The target called `target`, or `fallback` where it is missing here (said on stderr); UsageError where neither can run."""
     chosen = get(target)
+    other = None if fallback is None else get(fallback)
     missing = chosen.available()
     if missing is None:
         return chosen
-    if fallback is None:
+    if other is None:
         raise UsageError(f"{missing}; or add --fallback sim to run there instead")
-    other = get(fallback)
     still = other.available()
     if still is not None:
         raise UsageError(f"{missing}; the fallback cannot run either: {still}")
