@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +14,13 @@ import pytest
 
 import toolchain
 from toolchain.errors import DesignRuleError, ToleranceError, ToolchainError, UsageError
+from toolchain.target import get
 
 ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = [
     ("compile mnist-fc -o x.fsnn --calibrate digits", "--calibrate"),
     ("compile mnist-fc -o x.fsnn --chip loihi1", "loihi1"),
-    ("compile mnist-fc -o x.fsnn --input graded", "graded"),
     ("inspect mnist-fc --processes", "--processes"),
     ("inspect mnist-fc --svg x.svg", "--svg"),
     ("deploy mnist-fc --target sim --jobs 2", "--jobs"),
@@ -41,11 +43,13 @@ USAGE = [
     ("deploy mnist-fc --target no-such-target", "lava-sim"),
     ("deploy mnist-fc --target sim --fallback no-such-target", "no-such-target"),
     ("deploy mnist-fc --target sim --dataset no-such-data", "mnist-1k"),
+    ("deploy mnist-fc --target sim --dataset cifar10", "cifar10"),
     ("deploy mnist-fc --target sim --samples 1001", "1,?000"),
     ("deploy mnist-fc --target sim --samples 0", "samples"),
     ("deploy mnist-fc --target sim --batch many", "--batch"),
     ("deploy mnist-fc --target sim --batch 0", "batch"),
-    ("deploy mnist-fc --target sim --synapses other", "own"),
+    ("deploy mnist-fc --target sim --synapses stock", "synapses"),
+    ("compile mnist-fc -o x.fsnn --input other", "graded"),
     ("deploy mnist-fc --target torch --device tpu", "cuda"),
     ("deploy mnist-fc --target sim --dataset digits", "64|8"),
     ("compare mnist-fc --targets torch,no-such-target", "no-such-target"),
@@ -73,8 +77,6 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def assert_one_sentence(answer, code, word):
-    import re
-
     assert (answer.code, answer.out) == (code, ""), answer
     assert answer.err.startswith("toolchain: "), answer.err
     assert answer.err.count("\n") == 1, answer.err
@@ -86,7 +88,7 @@ def assert_one_sentence(answer, code, word):
 def test_flags_and_verbs_of_later_versions_are_refused(command, words, flag):
     answer = command(*words.split())
     assert_one_sentence(answer, 2, flag)
-    assert "not part of this version" in answer.err
+    assert "this version" in answer.err
 
 
 @pytest.mark.parametrize(("words", "named"), USAGE)
@@ -94,7 +96,27 @@ def test_bad_input_is_a_usage_error(command, words, named):
     assert_one_sentence(command(*words.split()), 2, named)
 
 
-def test_a_missing_data_folder_is_named(command, monkeypatch):
+@pytest.mark.lava
+def test_unknown_synapses_list_the_known_ones(command):
+    assert_one_sentence(command("deploy", "mnist-fc", "--target", "lava-sim", "--synapses", "other"), 2, "own.*stock")
+
+
+def test_a_missing_target_says_how_to_get_it_and_how_to_go_on(command, monkeypatch):
+    monkeypatch.setattr(type(get("lava-sim")), "available", lambda self: "Lava is not installed: pip install lava-nc")
+    assert_one_sentence(command("deploy", "mnist-fc", "--target", "lava-sim"), 2, "pip install lava-nc.*--fallback sim")
+
+
+def test_a_fallback_is_said_and_recorded(command, monkeypatch):
+    monkeypatch.setattr(type(get("lava-sim")), "available", lambda self: "Lava is not installed: pip install lava-nc")
+    answer = command("deploy", "mnist-fc", "--target", "lava-sim", "--fallback", "sim", "--samples", 2, "--json")
+    found = json.loads(answer.out)
+    assert (answer.code, found["target"], found["ran_on"]) == (0, "lava-sim", "sim")
+    assert answer.err.count("\n") == 1
+    assert "sim" in answer.err
+    assert "pip install lava-nc" in answer.err
+
+
+def test_a_missing_data_folder_is_named(command):
     assert_one_sentence(
         command("deploy", "mnist-fc", "--target", "sim", "--dataset", "mnist", "--data-dir", "no/such/folder"), 2, "no/such/folder"
     )

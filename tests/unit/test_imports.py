@@ -16,26 +16,28 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports from its own rank or below; `torch` marks the torch side, which imports nothing else of ours but what is named there.
 RANKS = [
     {"errors"},
-    {"ir", "network"},
-    {"fixed", "limits", "progress", "devices"},
+    {"ir", "network", "files"},
+    {"fixed", "limits", "progress", "devices", "config", "data"},
     {"artifact", "passes"},
     {"target"},
     {"codec"},
     {"targets"},
-    {"layers", "methods", "models", "lower"},
-    {"config", "data"},
+    {"layers", "methods", "lower"},
+    {"checkpoint"},
+    {"models"},
     {"train"},
     {"source"},
     {"compiler", "inspection"},
-    {"deploy", "feedback", "measure"},
-    {"compare", "verify", "report", "module_run"},
+    {"module_run", "feedback"},
+    {"deploy"},
+    {"compare", "verify", "report", "pictures"},
     {"doctor"},
     {"cli"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 TORCH_SIDE = {"layers", "methods", "models", "lower"}
-TORCH_SIDE_MAY = TORCH_SIDE | {"errors", "ir", "network", "config"}
+TORCH_SIDE_MAY = TORCH_SIDE | {"errors", "ir", "network", "config", "checkpoint"}
 LIGHT = (
     "errors",
     "ir",
