@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from toolchain.targets.torch_ticks import TickRun
+    from toolchain.targets.torch_ticks import Arithmetic, TickRun
 
 EXACT_FLOAT32 = 2**24
 EXACT_FLOAT64 = 2**53
@@ -56,7 +56,7 @@ class Sim:
         from toolchain.targets.torch_ticks import TickRun
 
         device = devices.pick(self.device)
-        arithmetic = {phase.name: _Integers(graph, phase, device) for phase in graph.phases}
+        arithmetic: dict[str, Arithmetic] = {phase.name: _Integers(graph, phase, device) for phase in graph.phases}
         return TickRun(graph, arithmetic, batch=self.batch, trace=self.trace)
 
 

@@ -183,7 +183,8 @@ def _result(graph: Graph, phase: Phase, states: Mapping[str, _State]) -> Result:
 
     def array(name: str, values: Tensor, dtype: Any) -> Array:
         shape = graph.population(name).shape
-        return values.cpu().numpy().astype(dtype, copy=False).reshape(*values.shape[:-1], *shape)
+        found: Array = values.cpu().numpy().astype(dtype, copy=False)
+        return found.reshape(*values.shape[:-1], *shape)
 
     return Result(
         phase=phase.name,

@@ -22,7 +22,8 @@ def encode_input(graph: Graph, inputs: Array) -> Array:
     if not graph.integer:
         return inputs.astype(np.float64)
     levels = graph.scale("forward", graph.of_kind("input")[0].name)
-    return np.clip(np.rint(inputs.astype(np.float64) * levels), 0, levels).astype(np.int64)
+    encoded: Array = np.clip(np.rint(inputs.astype(np.float64) * levels), 0, levels).astype(np.int64)
+    return encoded
 
 
 def check_inputs(graph: Graph, inputs: Array) -> Array:
@@ -77,7 +78,7 @@ def bias_currents(graph: Graph, phase: Phase) -> dict[str, Array]:
     for name, bias in phase.bias.items():
         if graph.population(name).kind != "readout":
             values = graph.tensors[bias.tensor].astype(wide)
-            currents[name] = values << bias.exponent if graph.integer else values
+            currents[name] = np.left_shift(values, bias.exponent) if graph.integer else values
     return currents
 
 
@@ -139,7 +140,8 @@ def logit_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.
         )
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     softmax = shifted / shifted.sum(axis=1, keepdims=True)
-    return (softmax - np.eye(scores.shape[1])[labels]) / len(scores)
+    error: npt.NDArray[np.float64] = (softmax - np.eye(scores.shape[1])[labels]) / len(scores)
+    return error
 
 
 def readout_weight(graph: Graph) -> npt.NDArray[np.float64]:

@@ -137,13 +137,14 @@ def _presynaptic(graph: Graph, source: Source, images: Array, forward: Result, s
 def _input(source: Source, images: Array) -> Floats:
     """What the input connection's weights saw: the normalised image for a module, the image itself for folded weights."""
     values = np.asarray(images, np.float64)
-    normalize = None if source.module is None else source.module.normalize
-    if normalize is None:
+    module = source.module
+    if module is None or module.normalize is None:
         return values
-    mean, std = (np.asarray(v, np.float64) for v in (normalize.settings.mean, normalize.settings.std))
-    channels = (1, -1) + (1,) * (len(source.module.input_shape) - 1) if source.module is not None else (1, -1)
-    shaped = values.reshape(len(values), *source.module.input_shape) if source.module is not None else values
-    return (shaped - mean.reshape(channels)) / std.reshape(channels)
+    channels = (1, -1) + (1,) * (len(module.input_shape) - 1)
+    settings = module.normalize.settings
+    mean, std = (np.asarray(v, np.float64).reshape(channels) for v in (settings.mean, settings.std))
+    normalized: Floats = (values.reshape(len(values), *module.input_shape) - mean) / std
+    return normalized
 
 
 def _parameter(op: Op) -> str:

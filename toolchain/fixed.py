@@ -64,7 +64,8 @@ def leak(potential: Array, factor: float, *, integer: bool) -> Array:
     if not integer:
         return potential * factor
     keep = DECAY_ONE - decay(factor)
-    return np.sign(potential) * ((np.abs(potential) * keep) >> 12)
+    leaked: Array = np.sign(potential) * ((np.abs(potential) * keep) >> 12)
+    return leaked
 
 
 def decay(factor: float) -> int:
@@ -93,7 +94,7 @@ def apply(ops: Iterable[Op], tensors: Mapping[str, Array], values: Array, shape:
         if isinstance(op, Dense):
             weight = tensors[op.weight].astype(wide)
             result = result.reshape(len(result), -1) @ (weight if op.transpose else weight.T)
-            result = result << op.exponent if integer else result
+            result = np.left_shift(result, op.exponent) if integer else result
         elif isinstance(op, Scale):
             result = result * op.factor
         elif not isinstance(op, Identity):
