@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from toolchain.errors import DesignRuleError, GraphError, UsageError
+from toolchain.errors import DesignRuleError, GraphError, UsageError, unknown
 from toolchain.fixed import WEIGHT_EXPONENT_MAX, weight_range
 from toolchain.ir import Graph, Phase, Synapse
 from toolchain.limits import LOIHI2, Limits
@@ -42,13 +42,21 @@ class LavaSim:
     limits: Limits = LOIHI2
     pipeline: Pipeline = LOIHI_PIPELINE
 
+    def __post_init__(self) -> None:
+        if self.synapses not in ("own", "stock"):
+            raise unknown("synapses", self.synapses, ("own", "stock"))
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"a batch of {self.batch} samples is none: give at least 1")
+        if self.deadline <= 0:
+            raise UsageError(f"a deadline of {self.deadline:g} s leaves no time: give more than 0")
+
     def available(self) -> str | None:
         """None where Lava can run here, else what is missing and the command that installs it. Imports nothing."""
         if sys.version_info >= (3, 11):
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            return f"Lava 0.10 needs Python 3.10 and this is {version}: make an environment with python3.10 and run pip install 'fsnn-toolchain[lava]' there"
+            return f"Lava 0.10 needs Python 3.10 and this is {version}: make an environment with python3.10 and run pip install lava-nc==0.10.0 there"
         if find_spec("lava") is None or find_spec("lava.magma") is None:
-            return "Lava is not installed: run pip install 'fsnn-toolchain[lava]'"
+            return "Lava is not installed: run pip install lava-nc==0.10.0"
         return None
 
     def phases_of(self, graph: Graph) -> tuple[str, ...]:
@@ -86,14 +94,8 @@ class LavaSim:
 
     def _option_problems(self, graph: Graph) -> list[str]:
         problems = []
-        if self.synapses not in ("own", "stock"):
-            problems.append(f"unknown synapses '{self.synapses}': choose own or stock")
-        if self.batch is not None and self.batch < 1:
-            problems.append(f"a batch of {self.batch} samples is none: give at least 1")
         if self.synapses == "stock" and (self.batch or 1) > 1:
             problems.append(f"Lava's stock synapses carry one sample at a time and the batch is {self.batch}: use batch 1, or synapses own")
-        if self.deadline <= 0:
-            problems.append(f"a deadline of {self.deadline:g} s leaves no time: give more than 0")
         problems += [
             f"the graph of '{graph.provenance.model}' has no {name} phase to build: leave it out of phases"
             for name in self.phases_of(graph)
