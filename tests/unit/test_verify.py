@@ -1,0 +1,216 @@
+"""`verify`, `deploy` and `compare` as functions: what they find, count and refuse, on a small network with a planted fault."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+import toolchain
+from toolchain import target as targets
+from toolchain.compiler import compile as compile_model
+from toolchain.errors import UsageError
+from toolchain.ir import frozen
+from toolchain.models import digits_fc
+from toolchain.passes import LOIHI_PIPELINE
+from toolchain.targets.sim import SIM
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """The simulator with one fault in its copy of the graph."""
+
+    fault: str
+    trace: bool = False
+    name: str = "faulty"
+    limits = SIM.limits
+    pipeline = LOIHI_PIPELINE
+
+    def available(self):
+        return None
+
+    def check(self, graph):
+        return []
+
+    def compile(self, graph):
+        return replace(SIM, trace=self.trace, device="cpu").compile(FAULTS[self.fault](graph))
+
+
+def in_phase(graph, phase, **fields):
+    changed = msgspec.structs.replace(graph.phase(phase), **fields)
+    return msgspec.structs.replace(graph, phases=tuple(changed if p.name == phase else p for p in graph.phases))
+
+
+def dynamics(graph, phase, **fields):
+    old = graph.phase(phase).dynamics
+    return in_phase(graph, phase, dynamics={**old, "hidden1": msgspec.structs.replace(old["hidden1"], **fields)})
+
+
+def weight(graph):
+    tensor = graph.tensors["feedback.0.weight"].copy()
+    tensor[3, 5] += 1 if tensor[3, 5] < 127 else -1
+    return msgspec.structs.replace(graph, tensors={**graph.tensors, "feedback.0.weight": frozen(tensor)})
+
+
+FAULTS = {
+    "a weight off by one": weight,
+    "a threshold one percent off": lambda g: dynamics(
+        g, "forward", threshold=g.phase("forward").dynamics["hidden1"].threshold * 101 // 100
+    ),
+    "a reset of zero": lambda g: dynamics(g, "forward", reset=0),
+    "a leak": lambda g: dynamics(g, "forward", leak=4095 / 4096),
+    "a feedback threshold one percent off": lambda g: dynamics(
+        g, "feedback", threshold=g.phase("feedback").dynamics["hidden1"].threshold * 99 // 100
+    ),
+    "a bias start": lambda g: in_phase(g, "feedback", drive=(msgspec.structs.replace(g.phase("feedback").drive[0], exponent=7),)),
+}
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return digits_fc.build(0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What an installed package's entry point looks like."""
+
+    found: object
+    name: str = "faulty"
+
+    def load(self):
+        return self.found
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """Install target 'faulty' as another package would, with a fault of the test's choice."""
+
+    def plant(fault):
+        monkeypatch.setattr(targets, "entry_points", lambda group: [Entry(Faulty(fault))])
+
+    return plant
+
+
+def test_targets_of_other_packages_are_found_and_checked(monkeypatch, faulty):
+    faulty("a leak")
+    assert "faulty" in targets.names()
+    assert targets.get("faulty").name == "faulty"
+    monkeypatch.setattr(targets, "entry_points", lambda group: [Entry(object())])
+    with pytest.raises(UsageError, match="has not all members of toolchain"):
+        targets.get("faulty")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_named(net, faulty, fault):
+    faulty(fault)
+    found = toolchain.verify(net, targets=("reference", "faulty"), dataset="digits", samples=10)
+    (pair,) = found.pairs
+    assert not found.passed
+    assert pair.spike_differences + pair.potential_differences > 0
+    assert pair.first_difference.population == "hidden1"
+    assert pair.first_difference.phase == ("feedback" if "feedback" in fault or fault == "a bias start" else "forward")
+    assert pair.first_difference.a != pair.first_difference.b
+    assert "first difference" in found.to_text()
+
+
+def test_the_first_difference_is_the_earliest_step(net, faulty):
+    faulty("a reset of zero")
+    found = toolchain.verify(net, targets=("reference", "faulty"), dataset="digits", samples=10, phase="forward")
+    first = found.pairs[0].first_difference
+    assert first.step >= 1
+    assert found.samples == {"forward": 10}
+    assert found.pairs[0].spikes_compared == 10 * 30 * 32
+
+
+def test_identical_targets_pass_and_count_what_they_compared(net):
+    found = toolchain.verify(net, targets=("reference", "sim"), dataset="digits", samples=25)
+    assert found.passed
+    assert found.activity["forward"] > 0
+    assert found.activity["feedback"] > 0
+    assert found.pairs[0].spikes_compared == 25 * 32 * (30 + 100)
+
+
+def test_replay_finds_a_target_that_computes_something_else(net, faulty):
+    artifact = compile_model(net).artifact
+    assert toolchain.verify(artifact, targets=("reference", "sim"), replay=True).passed
+    faulty("a threshold one percent off")
+    found = toolchain.verify(artifact, targets=("faulty",), replay=True)
+    assert not found.passed
+    assert found.pairs[0].first_difference.population == "hidden1"
+
+
+def test_what_cannot_be_compared_is_refused(net):
+    with pytest.raises(UsageError, match="run different graphs"):
+        toolchain.verify(net, targets=("reference", "torch"), dataset="digits", samples=2)
+    with pytest.raises(UsageError, match="golden vectors are in artefacts"):
+        toolchain.verify(net, targets=("sim",), replay=True)
+    with pytest.raises(UsageError, match="name at least two"):
+        toolchain.verify(net, targets=("sim",), dataset="digits")
+    with pytest.raises(UsageError, match="unknown target 'loihi': choose one of"):
+        toolchain.verify(net, targets=("sim", "loihi"), dataset="digits")
+
+
+def test_a_deployment_says_what_ran(net, tmp_path):
+    found = toolchain.deploy(net, target="sim", dataset="digits", samples=50, predictions=tmp_path / "p.npz")
+    record = found.to_json()
+    assert record["ran_on"] == "sim"
+    assert record["samples"] == 50
+    assert record["accuracy"] == record["correct"] / 50
+    assert record["timing"] == "exact"
+    stored = np.load(tmp_path / "p.npz", allow_pickle=False)
+    assert (stored["predictions"] == stored["labels"]).sum() == record["correct"]
+    assert stored["rates.hidden1"].shape == (50, 32)
+    assert ((stored["rates.hidden1"] * 30) % 1 < 1e-5).mean() > 0.4
+
+
+def test_a_missing_target_falls_back_loudly_or_not_at_all(net, monkeypatch, capsys):
+    missing = "Lava is not installed: run pip install 'fsnn-toolchain[lava]'"
+    monkeypatch.setattr("toolchain.targets.lava_sim.LavaSim.available", lambda self: missing)
+    with pytest.raises(UsageError, match="or add --fallback sim"):
+        toolchain.deploy(net, target="lava-sim", dataset="digits", samples=5)
+    found = toolchain.deploy(net, target="lava-sim", dataset="digits", samples=5, fallback="sim")
+    assert (found.target, found.ran_on) == ("lava-sim", "sim")
+    assert "running on 'sim' instead" in capsys.readouterr().err
+
+
+def test_a_comparison_has_both_phases(net):
+    found = toolchain.compare(net, targets=("torch", "sim"), dataset="digits", samples=64, device="cpu")
+    first, second = found.rows
+    assert first.agreement == 1
+    assert first.rate_difference == {"hidden1": 0.0}
+    assert second.agreement > 0.8
+    assert 0 < second.rate_difference["hidden1"] < 0.05
+    assert set(second.gradient.cosine) == {name for name, _ in net.named_parameters()}
+    assert all(c > 0.9 for c in second.gradient.cosine.values())
+    assert found.passed
+    assert not replace(found, max_drop=0.0, drop=0.01).passed
+
+
+def test_artefacts_run_on_torch_too_unless_left_without_floats(net):
+    whole = compile_model(net).artifact
+    bare = compile_model(net, float_tensors=False).artifact
+    model = toolchain.deploy(net, target="torch", dataset="digits", samples=100, device="cpu")
+    folded = toolchain.deploy(whole, target="torch", dataset="digits", samples=100, device="cpu")
+    assert (model.predictions == folded.predictions).mean() > 0.97
+    with pytest.raises(UsageError, match="compiled without its float tensors"):
+        toolchain.deploy(bare, target="torch", dataset="digits", samples=5)
+    assert toolchain.deploy(bare, target="sim", dataset="digits", samples=5).samples == 5
+
+
+def test_compiled_twice_gives_the_same_bytes(net, tmp_path):
+    for name in ("a", "b"):
+        toolchain.compile(net, output=tmp_path / f"{name}.fsnn")
+    assert (tmp_path / "a.fsnn").read_bytes() == (tmp_path / "b.fsnn").read_bytes()
+
+
+@pytest.mark.parametrize("timing", ["exact", "pipelined"])
+def test_both_timing_modes_are_identical_on_their_targets(net, timing):
+    artifact = toolchain.compile(net, timing=timing).artifact
+    found = toolchain.verify(artifact, targets=("reference", "sim"), dataset="digits", samples=10)
+    assert found.passed
+    assert found.timing == timing
