@@ -23,7 +23,7 @@ TRAINING = Training(
 
 
 def build(seed: int = 0) -> FeedbackSNN:
-    """The untrained network, 3,434 parameters: currents of variance 1."""
+    """The untrained network, 3,434 parameters; input currents start with variance 1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         input, feedback, readout = nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, CLASSES)
