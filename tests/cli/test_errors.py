@@ -55,7 +55,7 @@ USAGE = [
     ("compare mnist-fc --targets torch,no-such-target", "no-such-target"),
     ("compare mnist-fc --targets ,", "target"),
     ("verify mnist-fc --phase sideways", "sideways"),
-    ("verify mnist-fc --replay", "fsnn"),
+    ("verify mnist-fc --targets sim --replay", "fsnn"),
     ("verify mnist-fc --targets sim", "two|2"),
     ("compile mnist-fc -o x.fsnn --weight-bits 1", "bits"),
     ("compile mnist-fc -o x.fsnn --time-steps 0", "0"),
