@@ -15,6 +15,7 @@ import numpy as np
 import toolchain
 from toolchain import artifact, codec, config
 from toolchain.artifact import Artifact, Golden
+from toolchain.describe import Inspection
 from toolchain.errors import DesignRuleError, UsageError
 from toolchain.ir import Array, Graph
 from toolchain.passes import FLOAT_PIPELINE, Pipeline
@@ -40,13 +41,9 @@ class Compiled:
         return self.artifact.graph
 
     def to_json(self) -> dict[str, Any]:
-        from toolchain.inspection import Inspection
-
         return {"output": None if self.output is None else str(self.output), **Inspection(self.graph, self.artifact.target).to_json()}
 
     def to_text(self) -> str:
-        from toolchain.inspection import Inspection
-
         lines = [self.dumped] if self.dumped else []
         lines.append(Inspection(self.graph, self.artifact.target).to_text())
         if self.output is not None:
@@ -159,8 +156,6 @@ def describe_after(
     feedback_steps: int | None = None,
 ) -> str:
     """The graph after pass `name`, as text."""
-    from toolchain.inspection import Inspection
-
     graph = chosen.pipeline.with_options(**options).until(name)(lowered(source, time_steps, feedback_steps))
     return f"after {name}:\n{Inspection(graph, chosen.name).to_text()}"
 
