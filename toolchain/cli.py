@@ -122,7 +122,7 @@ def targets(json: Json = False) -> None:
 
 @app.command(
     epilog=_examples(
-        "train mnist-fc --dataset mnist --epochs 14 -o runs/mnist-fc", "train mnist-fc --dataset digits --set train.lr=0.05 -o runs/try"
+        "train mnist-fc --dataset mnist --epochs 14 -o runs/mnist-fc", "train digits-fc --epochs 3 --set train.lr=0.02 -o runs/try"
     )
 )
 def train(

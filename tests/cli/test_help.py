@@ -66,5 +66,16 @@ def test_help_of_a_verb_has_an_example_and_every_flag(command, verb):
     assert [flag for flag in FLAGS[verb].split() if f"{flag} " not in text and f"{flag}," not in text] == []
 
 
+@pytest.mark.parametrize("verb", FLAGS)
+def test_the_examples_of_a_verb_use_its_own_flags(command, verb):
+    text = command(verb, "--help").out
+    options = text.partition("Options:")[2].partition("Examples:")[0]
+    lines = [line.split() for line in text.splitlines() if line.startswith("    toolchain ")]
+    assert {line[1] for line in lines} == {verb}
+    assert [
+        word for line in lines for word in line if word.startswith("-") and f"{word} " not in options and f"{word}," not in options
+    ] == []
+
+
 def test_version(command):
     assert command("--version").out == f"toolchain {toolchain.__version__}\n"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from toolchain import cli
 
@@ -32,6 +33,12 @@ def test_every_example_is_tested():
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.lava) if "lava" in n else n for n in EXAMPLES])
 def test_an_example_runs(name):
     run(str(ROOT / "examples" / name), *EXAMPLES[name])
+
+
+def test_the_config_trains_and_its_run_deploys(tmp_path):
+    run("-m", "toolchain", "train", str(ROOT / "examples" / "digits.yaml"), "-o", str(tmp_path / "run"))
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["epochs"] == 3
+    run("-m", "toolchain", "deploy", str(tmp_path / "run"), "--target", "sim", "--dataset", "digits", "--samples", "20")
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.S))
@@ -59,9 +66,24 @@ def test_a_command_of_the_readme_exists_with_its_flags(line, monkeypatch, capsys
     assert [word for word in rest if word.startswith("-") and f"{word} " not in text] == []
 
 
-def test_every_link_of_the_readme_and_every_file_it_names_exists():
+def test_every_link_of_the_readme_exists():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
-    named = [path for path in re.findall(r"`((?:toolchain|targets|models)/[a-z_/]*(?:\.py)?)`", README) if path]
     assert links
-    assert named
-    assert [path for path in links + named if not (ROOT / path).exists()] == []
+    assert [path for path in links if not (ROOT / path).exists()] == []
+
+
+def test_the_readme_says_what_each_file_is():
+    table = README.partition("## What each file is")[2].partition("\n## ")[0]
+    named = set()
+    for row in re.findall(r"^\| (`.*?`) \|", table, re.M):
+        first, *others = re.findall(r"`([^`]+)`", row)
+        named |= {first.rstrip("/"), *(f"{first.partition('/')[0]}/{other.rstrip('/')}" for other in others)}
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    parts = [
+        path
+        for top in ("toolchain", "targets")
+        for path in (ROOT / top).iterdir()
+        if path.suffix == ".py" or (path.is_dir() and not path.is_symlink())
+    ]
+    parts = {str(path.relative_to(ROOT)) for path in parts if not path.name.startswith("__")}
+    assert parts - named - {"toolchain/samples"} == set()

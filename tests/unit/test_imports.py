@@ -18,7 +18,7 @@ RANKS = [
     {"errors"},
     {"ir", "network", "files"},
     {"fixed", "limits", "progress", "devices", "config", "data"},
-    {"artifact", "passes"},
+    {"artifact", "passes", "describe"},
     {"target"},
     {"codec"},
     {"targets"},
