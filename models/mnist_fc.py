@@ -28,7 +28,7 @@ TRAINING = Training(
 
 
 def build(seed: int = 0) -> FeedbackSNN:
-    """The untrained network, 477...  parameters.
+    """The untrained network, 478,010 parameters.
 
     Input currents start with variance 1, so that most neurons fire and none is silent for ever. Feedback starts random and, on average, inhibitory: it then
     takes part from the first step (its norm is 2 where a spike subtracts A = 2), and rates start sparse.

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from math import cos, isfinite, pi
+from math import cos, isfinite, pi, prod
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Union
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Union
 import msgspec
 
 import toolchain
-from toolchain import checkpoint, config, data, devices, methods, models, progress
+from toolchain import checkpoint, config, data, devices, methods, models, network, progress
 from toolchain.checkpoint import About, load
 from toolchain.config import Config, Training
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
@@ -126,6 +126,7 @@ def _config(
     base = config.with_settings(base, {name: value for name, value in flags.items() if value is not None}, "flags")
     changes = settings if isinstance(settings, Mapping) else config.assignments(settings or [])
     resolved = config.with_settings(base, changes)
+    network.check(resolved.network)
     if isinstance(model, (str, os.PathLike)) or resolved.network == base.network:
         return resolved
     raise UsageError("a module's network settings are its own: change the module, and use --set for train.* only")
@@ -216,23 +217,16 @@ def _same(name: str, before: object, now: object, folder: Path) -> None:
 def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[data.Dataset, data.Dataset]:
     """(to learn from, to choose by), both of the training split; UsageError where the images do not fit the network."""
     whole = data.load(chosen.train.dataset, split="train", data_dir=data_dir)
-    network = chosen.network
-    if whole.images[0].size != _size(network.input_shape):
+    takes = chosen.network
+    if whole.images[0].size != prod(takes.input_shape):
         raise UsageError(
-            f"images of '{whole.name}' have shape {whole.images.shape[1:]} but '{network.name}' takes {network.input_shape}: choose another data set or network"
+            f"images of '{whole.name}' have shape {whole.images.shape[1:]} but '{takes.name}' takes {takes.input_shape}: choose another data set or network"
         )
-    if len(whole.classes) > network.readout.outputs:
+    if len(whole.classes) > takes.readout.outputs:
         raise UsageError(
-            f"'{whole.name}' has {len(whole.classes)} classes but the readout of '{network.name}' has {network.readout.outputs}: widen it"
+            f"'{whole.name}' has {len(whole.classes)} classes but the readout of '{takes.name}' has {takes.readout.outputs}: widen it"
         )
     return data.hold_out(whole, chosen.train.held_out)
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for axis in shape:
-        size *= axis
-    return size
 
 
 class _Run:

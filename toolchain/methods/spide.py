@@ -33,6 +33,9 @@ from toolchain.methods import Batch
 CLIPPED_SHARE = 0.001
 """The automatic scale factor is half the largest at which this share of couples clips."""
 
+BOUND = 0.98
+"""A couple counts as clipped from this fraction of the largest |beta| on: the first steps, before the error arrives, may pass without a spike."""
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -49,7 +52,7 @@ class Feedback:
 
     beta      (leak-weighted) mean of the signed spikes with their amplitude Ab; unmasked
     activity  int32, spikes of either sign
-    clipped   bool, couples whose potential ran away: |beta| would exceed Ab, so scale_factor is too large
+    clipped   bool, couples that fired with one sign at 98 % of the steps or more: beta is at its bound Ab, so scale_factor is too large
     trains    (T_B, samples, *shape) int8 in {-1, 0, 1}, where they were asked for
     """
 
@@ -137,10 +140,11 @@ def feedback_stage(model: FeedbackSNN, forward: Forward, error: Tensor, *, trace
             if trace:
                 trains[layer].append(spike.to(torch.int8))
     norm = leak_sum(neuron.leak, model.feedback_steps)
+    beta = tuple(w * neuron.reset_back / norm for w in weighted)
     return Feedback(
-        beta=tuple(w * neuron.reset_back / norm for w in weighted),
+        beta=beta,
         activity=tuple(a.to(torch.int32) for a in activity),
-        clipped=tuple(p.abs() > neuron.threshold_back for p in potentials),
+        clipped=tuple(b.abs() >= BOUND * neuron.reset_back for b in beta),
         trains=tuple(torch.stack(train) for train in trains) if trace else (),
     )
 
