@@ -18,7 +18,7 @@ from toolchain.layers import FeedbackSNN, Neuron, Normalize
 INPUTS, WIDTH, CLASSES = 64, 32, 10
 
 TRAINING = Training(
-    dataset="digits", epochs=12, batch=32, lr=0.05, momentum=0.9, weight_decay=1e-4, schedule="cosine", warmup=30, held_out=200
+    dataset="digits", epochs=15, batch=32, lr=0.1, momentum=0.9, weight_decay=1e-3, schedule="cosine", warmup=30, held_out=200
 )
 
 
@@ -40,5 +40,6 @@ def build(seed: int = 0) -> FeedbackSNN:
         time_steps=30,
         feedback_steps=100,
         scale_factor=25.0,
+        dropout=0.1,
         normalize=Normalize(mean=0.3, std=0.38),
     )

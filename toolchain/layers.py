@@ -185,15 +185,10 @@ class FeedbackSNN(nn.Module):
 
     def layer_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of each spiking layer, without the samples."""
-        weight = next(self.parameters())
-        with torch.no_grad():
-            values = current(
-                self.input, torch.zeros((1, *self.input_shape), dtype=weight.dtype, device=weight.device), "the input connection"
-            )
-            return tuple(tuple(b.shape[1:]) for b in self._biases(values, {}))
+        return plain.layer_shapes(describe(self))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (samples, classes): T time steps, then the readout of the last layer's rates."""
+        """Logits (samples, classes) from the last layer's rates after T time steps. Dropout is the training method's affair, so both modes agree."""
         return cast(Tensor, self.readout(self.equilibrium(x).rates[-1].flatten(1)))
 
     def prepared(self, x: Tensor) -> tuple[Tensor, bool]:
@@ -298,7 +293,7 @@ def describe(model: FeedbackSNN) -> Network:
         feedback=tuple(
             plain.Feedback(source, target, plain_of(module, f"feedback connection {i}")) for i, ((source, target), module) in loops
         ),
-        readout=plain_of(model.readout, "the readout"),
+        readout=plain.Linear(model.readout.in_features, model.readout.out_features, model.readout.bias is not None),
         neuron=model.neuron,
         time_steps=model.time_steps,
         feedback_steps=model.feedback_steps,

@@ -13,6 +13,7 @@ import msgspec
 from toolchain.errors import UsageError
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Shape = tuple[int, ...]
 
 
 class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,7 +75,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     input_shape: tuple[Count, ...]
     input: Connection
-    readout: Connection
+    readout: Linear
     hidden: tuple[Connection, ...] = ()
     feedback: tuple[Feedback, ...] = ()
     neuron: Neuron = Neuron()
@@ -108,7 +109,7 @@ def check(network: Network) -> None:
     )
     if network.normalize is not None:
         _check_normalization(network.normalize, network.input_shape[0], where)
-    _check_widths(network, where)
+    _check_shapes(network, where)
 
 
 def _check_normalization(normalize: Normalization, channels: int, where: str) -> None:
@@ -120,33 +121,39 @@ def _check_normalization(normalize: Normalization, channels: int, where: str) ->
     _require(all(v > 0 for v in normalize.std), f"{where} normalises with standard deviation {min(normalize.std)}: it must be above 0")
 
 
-def _check_widths(network: Network, where: str) -> None:
-    widths = [network.input.outputs]
-    _require(
-        network.input.inputs == prod(network.input_shape),
-        f"{where}: the input connection takes {network.input.inputs} values but the input shape {network.input_shape} has {prod(network.input_shape)}",
-    )
+def layer_shapes(network: Network) -> tuple[Shape, ...]:
+    """The shape of each layer, without the samples; UsageError names the connection that does not fit its source."""
+    where = f"network '{network.name}'"
+    shapes = [output_shape(network.input, network.input_shape, f"{where}: the input connection")]
     for index, connection in enumerate(network.hidden):
-        _require(
-            connection.inputs == widths[-1],
-            f"{where}: hidden connection {index} takes {connection.inputs} values but layer {index} has {widths[-1]} couples",
-        )
-        widths.append(connection.outputs)
+        shapes.append(output_shape(connection, shapes[-1], f"{where}: hidden connection {index}"))
+    return tuple(shapes)
+
+
+def output_shape(connection: Connection, shape: Shape, where: str) -> Shape:
+    """What a connection makes of `shape`; a new kind of connection is one more branch."""
     _require(
-        network.readout.inputs == widths[-1],
-        f"{where}: the readout takes {network.readout.inputs} values but the last layer has {widths[-1]} couples",
+        prod(shape) == connection.inputs,
+        f"{where} takes {connection.inputs} values but its source of shape {shape} has {prod(shape)}: make them equal",
     )
+    return (connection.outputs,)
+
+
+def _check_shapes(network: Network, where: str) -> None:
+    shapes = layer_shapes(network)
+    output_shape(network.readout, shapes[-1], f"{where}: the readout")
     for index, loop in enumerate(network.feedback):
+        name = f"{where}: feedback {index}"
         ends = (loop.source, loop.target)
         _require(
-            all(0 <= end < len(widths) for end in ends),
-            f"{where}: feedback {index} joins layers {loop.source} and {loop.target}, but the layers are 0 to {len(widths) - 1}",
+            all(0 <= end < len(shapes) for end in ends),
+            f"{name} joins layers {loop.source} and {loop.target}, but the layers are 0 to {len(shapes) - 1}",
         )
-        _require(not loop.connection.bias, f"{where}: feedback {index} has a bias: give bias to the forward connections only")
-        shape = (loop.connection.inputs, loop.connection.outputs)
+        _require(not loop.connection.bias, f"{name} has a bias: give bias to the forward connections only")
+        made = output_shape(loop.connection, shapes[loop.source], name)
         _require(
-            shape == (widths[loop.source], widths[loop.target]),
-            f"{where}: feedback {index} is {shape[0]} -> {shape[1]} but joins layers of {widths[loop.source]} and {widths[loop.target]} couples",
+            prod(made) == prod(shapes[loop.target]),
+            f"{name} makes shape {made} but layer {loop.target} has {shapes[loop.target]}: make them equal",
         )
 
 

@@ -176,10 +176,10 @@ def test_a_description_builds_the_same_network() -> None:
     [
         ({"feedback": [(0, 0, nn.Linear(4, 4))]}, "feedback 0 has a bias"),
         ({"feedback": [(0, 1, nn.Linear(4, 4, bias=False))]}, "layers are 0 to 0"),
-        ({"feedback": [(0, 0, nn.Linear(4, 5, bias=False))]}, "4 -> 5"),
+        ({"feedback": [(0, 0, nn.Linear(4, 5, bias=False))]}, r"makes shape \(5,\) but layer 0 has \(4,\)"),
         ({"hidden": [nn.Linear(5, 4)]}, "hidden connection 0 takes 5"),
         ({"readout": nn.Linear(9, 2)}, "readout takes 9"),
-        ({"input_shape": (2, 2)}, r"\(2, 2\) has 4"),
+        ({"input_shape": (2, 2)}, r"source of shape \(2, 2\) has 4"),
         ({"neuron": Neuron(leak=1.5)}, "leak 1.5"),
         ({"neuron": Neuron(u_rest=1.0)}, "subtracts 0.0"),
         ({"neuron": Neuron(threshold=float("nan"))}, "NaN"),

@@ -78,7 +78,7 @@ def test_a_config_repeats_its_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_keeps_its_settings(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"train.lr = 0.05, not 0.2"):
+    with pytest.raises(UsageError, match=r"train.lr = 0.1, not 0.2"):
         train("digits-fc", settings={**SHORT, "train.lr": 0.2}, output=run, resume=True)
     with pytest.raises(UsageError, match="already holds a run"):
         train("digits-fc", settings=SHORT, output=run)
