@@ -1,6 +1,6 @@
 """The torch front end: a feedback spiking neural network as a module, and the time steps that take it to its forward equilibrium.
 
-    v = u_l + I_l[t];   s_l[t] = 1[v >= Vth];   u_l = leak * (v - A s_l[t])                                  (Xiao et al. 2021, 2023; METHODS 1.1)
+    v = u_l + I_l[t];   s_l[t] = 1[v >= Vth];   u_l = leak * (v - A s_l[t])   (IDE, Xiao et al., NeurIPS 2021)
     I_0[t] = Fx(x),   I_l[t] = W_l s_{l-1}[t] + b_l,   plus W_f s_k[t-1] for every feedback connection from layer k
 
 A network is a chain of connections (any module of a kind in `KINDS`), feedback connections from any layer to any layer, and a linear readout.
@@ -208,9 +208,9 @@ class FeedbackSNN(nn.Module):
 
     @torch.no_grad()
     def equilibrium(self, x: Tensor, *, dropout: Mapping[str, Tensor] | None = None, trace: bool = False) -> Equilibrium:
-        """Run the T time steps of METHODS 1.1 and return rates, counts and (with `trace`) spike trains.
+        """Run the T time steps (see the module) and return rates, counts and (with `trace`) spike trains.
 
-        `dropout` holds one factor per connection name and neuron, (samples, *target shape), shared by all time steps (METHODS 2.7).
+        `dropout` holds one factor per connection name and neuron, (samples, *target shape), shared by all time steps.
         """
         neuron, dropped = self.neuron, dropout or {}
         values, events = self.prepared(x)

@@ -17,13 +17,13 @@ Shape = tuple[int, ...]
 
 
 class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The ternary couple of one network (SPIDE; METHODS 1.1 and 3.2), in the model's unit of potential.
+    """The ternary couple of one network (IDE, Xiao et al., NeurIPS 2021; SPIDE, Xiao et al., Neural Networks 2023), in the model's unit of potential.
 
     forward stage:  v = u + I;  s = 1[v >= threshold];                           u = leak * (v - reset * s)
     feedback stage: v = y + J;  q = 1[v >= threshold_back] - 1[v <= -threshold_back];  y = leak * (v - reset_back * q)
 
     `leak` is 1 for IF neurons, below 1 for LIF. The resting potentials set the amounts that a spike subtracts; resting at -threshold makes the
-    rate's rounding error symmetric (METHODS 1.4).
+    rate's rounding error symmetric.
     """
 
     threshold: float = 1.0

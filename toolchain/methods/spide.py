@@ -1,4 +1,4 @@
-"""SPIDE: both stages of implicit differentiation by spikes (Xiao et al., Neural Networks 2023; METHODS section 3).
+"""SPIDE: both stages of implicit differentiation by spikes (Xiao et al., Neural Networks 2023).
 
 1. `forward_stage`: T steps of the network give rates a_l, spike counts, and masks m_l = 1[0 < count < T].
 2. `feedback_stage`: the same synapses transposed, g = d(scale_factor * loss)/d a_last as a constant current into the last layer, T_B steps:
@@ -63,7 +63,7 @@ class Feedback:
 
 
 def dropout_factors(model: FeedbackSNN, samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """One factor, 0 or 1/(1-p), per connection, sample and target neuron, shared by all time steps (METHODS 2.7); empty without dropout."""
+    """One factor, 0 or 1/(1-p), per connection, sample and target neuron, shared by all time steps; empty without dropout."""
     if model.dropout == 0:
         return {}
     weight = next(model.parameters())
@@ -155,7 +155,7 @@ def _add_transposed(maps: Mapping[str, Map], name: str, total: Tensor, spikes: T
 
 
 def local_gradients(model: FeedbackSNN, forward: Forward, beta: tuple[Tensor, ...], *, as_published: bool = False) -> dict[str, Tensor]:
-    """Gradients of every parameter but the readout's, by name, of the scaled loss whose feedback equilibrium is `beta` (METHODS 3.3)."""
+    """Gradients of every parameter but the readout's, by name, of the scaled loss whose feedback equilibrium is `beta`."""
     found = forward.equilibrium
     gradients: dict[str, Tensor] = {}
     for name, (source, target, module) in model.connections().items():
@@ -224,7 +224,7 @@ def run(
 
 
 class Spide:
-    """SPIDE as a training method. `scale_factor` brings the error into the couples' resolution, Vb / T_B << |g| < Ab (METHODS 3.4).
+    """SPIDE as a training method. `scale_factor` brings the error into the couples' resolution, Vb / T_B << |g| < Ab.
 
     "auto" keeps it at half the largest factor at which 0.1 % of the couples clip: beta is linear in the factor, so that quantile of |beta| tells
     how far it may grow; smoothed over about 20 batches.
