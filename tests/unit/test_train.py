@@ -77,6 +77,13 @@ def test_a_config_repeats_its_run(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again" / "last.safetensors").read_bytes() == (run / "last.safetensors").read_bytes()
 
 
+def test_a_flag_wins_over_the_config_and_its_absence_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("model: digits-fc\nseed: 7\ntrain: {epochs: 1, batch: 100}\nnetwork: {time_steps: 5, feedback_steps: 5}")
+    assert train(path, output=tmp_path / "file", device="cpu").seed == 7
+    assert train(path, seed=0, output=tmp_path / "flag", device="cpu").seed == 0
+
+
 def test_a_resumed_run_keeps_its_settings(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"train.lr = 0.1, not 0.2"):
         train("digits-fc", settings={**SHORT, "train.lr": 0.2}, output=run, resume=True)
