@@ -2,7 +2,9 @@
 VENV := .venv
 CORE := .venv-core
 PINS := pyproject.toml $(wildcard constraints/*.txt) .ci/make-venv
+# two workers with a thread each; a file's tests stay with one worker
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
+test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-core lint types bench
