@@ -13,6 +13,7 @@ from toolchain import codec
 from toolchain.compiler import executable, graph_for
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph, Op, Synapse, weight_of
+from toolchain.network import CLIPPED_FROM
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, get
 
@@ -42,8 +43,8 @@ class Feedback:
 
     @property
     def clipped(self) -> float:
-        """Share of couples that fired at every step, so that |beta| met its bound: lower the scale factor where it is not near 0."""
-        return _share([a == self.feedback.time_steps for a in self.feedback.activity.values()])
+        """Share of couples that fired at (nearly) every step, so that |beta| met its bound: lower the scale factor where it is not near 0."""
+        return _share([a >= CLIPPED_FROM * self.feedback.time_steps for a in self.feedback.activity.values()])
 
     @property
     def silent(self) -> float:

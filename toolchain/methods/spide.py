@@ -29,12 +29,10 @@ from torch.nn import functional
 
 from toolchain.layers import Equilibrium, FeedbackSNN, Map, current, kind_of, leak_sum
 from toolchain.methods import Batch
+from toolchain.network import CLIPPED_FROM
 
 CLIPPED_SHARE = 0.001
 """The automatic scale factor is half the largest at which this share of couples clips."""
-
-BOUND = 0.98
-"""A couple counts as clipped from this fraction of the largest |beta| on: the first steps, before the error arrives, may pass without a spike."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def feedback_stage(model: FeedbackSNN, forward: Forward, error: Tensor, *, trace
     return Feedback(
         beta=beta,
         activity=tuple(a.to(torch.int32) for a in activity),
-        clipped=tuple(b.abs() >= BOUND * neuron.reset_back for b in beta),
+        clipped=tuple(b.abs() >= CLIPPED_FROM * neuron.reset_back for b in beta),
         trains=tuple(torch.stack(train) for train in trains) if trace else (),
     )
 
