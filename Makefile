@@ -29,7 +29,7 @@ types: $(VENV)/ready  ## mypy, strict
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/ready  ## samples per second on lava-sim: our processes beside Lava's stock ones, and their ratio
-	$(VENV)/bin/python examples/bench_lava_sim.py
+	$(VENV)/bin/python benchmarks/lava_sim.py
 
 $(VENV)/ready: $(PINS)
 	.ci/make-venv lava $(VENV)
