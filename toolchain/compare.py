@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolchain import data
+from toolchain import codec, data
 from toolchain.deploy import Deployment, Options, available, classify, configure, started
+from toolchain.describe import table
 from toolchain.errors import UsageError
 from toolchain.feedback import Feedback, both_phases
-from toolchain.inspection import table
+from toolchain.ir import Graph
 from toolchain.progress import track
 from toolchain.source import Model, Source, find
 from toolchain.target import History, Target
@@ -62,12 +63,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Trace:
-    """Every spike and potential of one sample on one target, by population, arrays (time_steps, *shape)."""
+    """Every spike and potential of one sample on one target, by population, arrays (time_steps, *shape).
+
+    `thresholds` of each phase, by population, are in the unit of its potentials, which differs from graph to graph: their quotient compares.
+    """
 
     target: str
     sample: int
     forward: dict[str, History]
     feedback: dict[str, History]
+    thresholds: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -173,10 +178,18 @@ def trace(source: Source, target: Target, name: str, dataset: data.Dataset, devi
     with started(source, target, Options(device=asked.device, trace=True), ("forward", "feedback")) as run:
         graph = run.graph
         images, labels = dataset.images[sample : sample + 1], dataset.labels[sample : sample + 1]
+        forward = run.run(images)
+        feedback: dict[str, History] = {}
         if graph.has_phase("feedback"):
-            found = both_phases(run, source, images, labels)
-            return Trace(name, sample, _single(found.forward.history), _single(found.feedback.history))
-        return Trace(name, sample, _single(run.run(images).history), {})
+            # The error this sample has in a batch of the size the scale factor is meant for; alone it would clip.
+            error = codec.output_error(graph, forward, labels) / GRADIENT_SAMPLES
+            feedback = _single(run.run(error, phase="feedback").history)
+        return Trace(name, sample, _single(forward.history), feedback, thresholds(graph))
+
+
+def thresholds(graph: Graph) -> dict[str, dict[str, float]]:
+    """By phase and population: the threshold of everything that spikes, in graph units."""
+    return {p.name: {name: float(d.threshold) for name, d in p.dynamics.items() if d.members != "none"} for p in graph.phases}
 
 
 def _options(target: Target, device: str) -> Options:
