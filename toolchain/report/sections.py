@@ -145,7 +145,7 @@ FEEDBACK_TERMS = {
 }
 SINGLE_SAMPLE = (
     "Rasters and potentials of target torch are those of the folded float graph in float64, which has the module's own spikes up to rounding: the "
-    "module keeps no history. The error of the single sample is that of a batch of one."
+    "module keeps no history. The sample is the one whose error makes the most feedback spikes. Its error is the one it has in a batch of the size that the gradient is taken over; alone it would be larger, and clip."
 )
 
 
