@@ -167,7 +167,7 @@ def compare(
         return comparison
     from toolchain.report import write
 
-    sample = _liveliest(gradients[0])
+    sample = _telling(gradients[0])
     traces = [trace(source, target, name, loaded, device, sample) for name, target in chosen]
     page = write(comparison, traces, Path(report))
     return Comparison(source.name, rows, drop, max_drop, page)
@@ -199,14 +199,6 @@ def _telling(first: Feedback | None) -> int:
 def thresholds(graph: Graph) -> dict[str, dict[str, float]]:
     """By phase and population: the threshold of everything that spikes, in graph units."""
     return {p.name: {name: float(d.threshold) for name, d in p.dynamics.items() if d.members != "none"} for p in graph.phases}
-
-
-def _liveliest(found: Feedback | None) -> int:
-    """The sample whose error makes the most feedback spikes: most are so sure that their feedback phase stays silent, which shows nothing."""
-    if found is None:
-        return 0
-    activity = [a.reshape(len(a), -1).sum(axis=1) for a in found.feedback.activity.values()]
-    return int(np.sum(activity, axis=0).argmax())
 
 
 def _options(target: Target, device: str) -> Options:
