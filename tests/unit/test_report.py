@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toolchain.compare import Comparison, Gradient, Row, Trace, cosine
+from toolchain.comparison import Comparison, Gradient, Row, Trace, cosine
 from toolchain.deploy import Deployment
 from toolchain.errors import UsageError
 from toolchain.feedback import Feedback

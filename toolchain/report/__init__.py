@@ -11,7 +11,7 @@ from toolchain.report import one_sample, sections
 from toolchain.report.page import Page
 
 if TYPE_CHECKING:
-    from toolchain.compare import Comparison, Trace
+    from toolchain.comparison import Comparison, Trace
 
 
 def write(comparison: Comparison, traces: Sequence[Trace], folder: Path) -> Path:

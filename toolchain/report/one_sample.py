@@ -14,7 +14,7 @@ from toolchain.report.page import Page
 from toolchain.report.pictures import Lines, Picture, Train
 
 if TYPE_CHECKING:
-    from toolchain.compare import Comparison, Trace
+    from toolchain.comparison import Comparison, Trace
     from toolchain.target import History
 
 RASTER_ROWS = 80

@@ -16,7 +16,7 @@ from toolchain.report.page import Page, table
 from toolchain.report.pictures import Picture
 
 if TYPE_CHECKING:
-    from toolchain.compare import Comparison, Gradient, Row
+    from toolchain.comparison import Comparison, Gradient, Row
     from toolchain.deploy import Deployment
 
 TENSORS = 6
@@ -141,10 +141,10 @@ TERMS = {
 SCALE_FACTOR = "The loss is multiplied by {gain} for the feedback phase, so that errors are large enough to make spikes; gradients are divided by it again."
 FEEDBACK_TERMS = {
     "Silent": "Share of couples, over all samples, that never fired in the feedback phase, so that their beta is 0. Near 100 %: raise the scale factor.",
-    "Clipped": "Share of couples that fired at every step, so that |beta| met its bound. Not near 0 %: lower the scale factor.",
+    "Clipped": "Share of couples that fired at (nearly) every step, so that |beta| met its bound. Not near 0 %: lower the scale factor.",
 }
 SINGLE_SAMPLE = (
-    "Rasters and potentials of target torch are those of the folded float graph in float64, which has the module's own spikes up to rounding: the "
+    "Rasters and potentials of target torch are those of the folded float graph in float32, which has the module's own spikes up to rounding: the "
     "module keeps no history. The sample is the one whose error makes the most feedback spikes. Its error is the one it has in a batch of the size that the gradient is taken over; alone it would be larger, and clip."
 )
 
