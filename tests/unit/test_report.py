@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toolchain.comparison import Comparison, Gradient, Row, Trace, cosine
+from toolchain.compare import cosine
+from toolchain.comparison import Comparison, Gradient, Row, Trace
 from toolchain.deploy import Deployment
 from toolchain.errors import UsageError
 from toolchain.feedback import Feedback
