@@ -121,6 +121,7 @@ def _gradient(found: Feedback, reference: Feedback) -> Gradient:
         spikes_per_sample=float(sum(int(a.sum()) for a in found.feedback.activity.values()) / samples),
         clipped=found.clipped,
         silent=found.silent,
+        clipped_errors=found.clipped_errors,
         found=found,
     )
 

@@ -30,6 +30,7 @@ class Gradient:
     spikes_per_sample: float
     clipped: float
     silent: float
+    clipped_errors: int
     found: Feedback
 
     def to_json(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Feedback:
     gradients  d(mean cross entropy)/d(parameter) at its true scale, by parameter name ("input.weight", "hidden.0.bias", ...). Of an artefact the
                input's parameters are the folded ones (input normalisation is part of the weights)
     rates      forward rates by population; `loss` the mean cross entropy; `logits` (samples, classes)
+    clipped_errors   how many error currents were cut at the chip's 13-bit mantissa: lower the scale factor where there are any
     """
 
     beta: dict[str, Floats]
@@ -38,6 +39,7 @@ class Feedback:
     logits: Floats
     loss: float
     scale_factor: float
+    clipped_errors: int
     forward: Result
     feedback: Result
 
@@ -95,6 +97,7 @@ def both_phases(run: Executable, source: Source, images: Array, labels: Array) -
         logits=scores,
         loss=_cross_entropy(scores, labels),
         scale_factor=gain,
+        clipped_errors=codec.clipped_errors(graph, error),
         forward=forward,
         feedback=back,
     )

@@ -40,7 +40,7 @@ def comparison(
         ran_on = fallback if fallback and i == len(targets) - 1 else target
         deployment = Deployment(
             model, target, ran_on, "cpu", "mnist-1k", samples, correct, correct / samples, T, "step" if i == 0 else "exact",
-            0.5, 1.25, samples / 1.25, 33.0, 4567.0, 0, {"toolchain": "0.1.0", "torch": "2.3.1"}, predictions, labels, rates,
+            0.5, 1.25, samples / 1.25, 33.0, 4567.0, 0, 0, {"toolchain": "0.1.0", "torch": "2.3.1"}, predictions, labels, rates,
         )  # fmt: skip
         found = _feedback(draw, shapes, samples, silent) if feedback else None
         first = rows[0] if rows else None
@@ -63,14 +63,16 @@ def _feedback(draw, shapes, samples, silent) -> Feedback:
     gradients = {"input.weight": scale * draw.normal(size=(6, 9)), "input.bias": scale * draw.normal(size=6)}
     activity = {name: draw.integers(0, T_B + 1, (samples, *s)).astype(np.int32) for name, s in shapes.items()}
     result = Result("feedback", T_B, activity, activity, {}, {}, {})
-    return Feedback(beta, {}, gradients, {}, np.zeros((samples, 10)), 0.25, 100.0, result, result)
+    return Feedback(beta, {}, gradients, {}, np.zeros((samples, 10)), 0.25, 100.0, 0, result, result)
 
 
 def _gradient(found: Feedback, first: Feedback) -> Gradient:
     pairs = {name: (g, first.gradients[name]) for name, g in found.gradients.items()}
     cosines = {name: cosine(a, b) for name, (a, b) in pairs.items()}
     errors = {name: float(np.linalg.norm(a - b)) for name, (a, b) in pairs.items()}
-    return Gradient(len(found.logits), found.loss, found.scale_factor, cosines, errors, 12.0, found.clipped, found.silent, found)
+    return Gradient(
+        len(found.logits), found.loss, found.scale_factor, cosines, errors, 12.0, found.clipped, found.silent, found.clipped_errors, found
+    )
 
 
 def _trace(draw, target, shapes, feedback, silent, *, integer) -> Trace:
