@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-import toolchain
 from toolchain import codec, data, devices
 from toolchain.compiler import executable, forward_only, graph_for
 from toolchain.errors import UsageError
@@ -24,11 +21,10 @@ from toolchain.passes import FLOAT_PIPELINE
 from toolchain.progress import say, track
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, Target, get, join
+from toolchain.versions import versions
 
 CHUNK = 256
 """Samples handed to a target at a time: a progress bar's step."""
-
-VERSIONED = ("torch", "numpy", "lava-nc")
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,11 @@ class Deployment:
     versions: dict[str, str]
     predictions: npt.NDArray[np.int64] = field(repr=False)
     labels: npt.NDArray[np.int64] = field(repr=False)
+    logits: npt.NDArray[np.float64] = field(repr=False)
     rates: dict[str, npt.NDArray[np.float64]] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        hidden = ("predictions", "labels", "rates")
+        hidden = ("predictions", "labels", "logits", "rates")
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
 
     def to_text(self) -> str:
@@ -98,7 +95,7 @@ def deploy(
     """Classify `dataset` (its first `samples` test samples) with `model` on `target`.
 
     Where the target is missing here, `fallback` names the one to run instead: said on stderr and recorded in `ran_on`. `predictions` writes an
-    .npz with predictions, labels and rates. Raises UsageError for a bad name or option, DesignRuleError where the graph does not fit.
+    .npz with predictions, labels, logits and rates. Raises UsageError for a bad name or option, DesignRuleError where the graph does not fit.
     """
     source = find(model)
     chosen = available(target, fallback)
@@ -143,19 +140,23 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
         versions=versions(),
         predictions=predicted,
         labels=np.asarray(dataset.labels, np.int64),
+        logits=scores,
         rates={name: codec.rates(graph, result, name).astype(np.float64) for name in couples},
     )
 
 
-def available(target: str, fallback: str | None) -> Target:
-    """The target called `target`, or `fallback` where it is missing here (said on stderr); UsageError where neither can run."""
+def available(target: str, fallback: str | None = None, *, instead: str = "add --fallback sim to run there instead") -> Target:
+    """The target called `target`, or `fallback` where it is missing here (said on stderr).
+
+    UsageError where neither can run: it ends in `instead`, what to do where the target cannot be installed.
+    """
     chosen = get(target)
     other = None if fallback is None else get(fallback)
     missing = chosen.available()
     if missing is None:
         return chosen
     if other is None:
-        raise UsageError(f"{missing}; or add --fallback sim to run there instead")
+        raise UsageError(f"{missing}; or {instead}")
     still = other.available()
     if still is not None:
         raise UsageError(f"{missing}; the fallback cannot run either: {still}")
@@ -204,24 +205,13 @@ def device_of(chosen: Target, options: Options) -> str:
     return devices.describe(devices.pick(options.device)) if hasattr(chosen, "device") else "cpu"
 
 
-def versions() -> dict[str, str]:
-    """What ran: toolchain, Python, machine, and the libraries whose arithmetic is used."""
-    found = {"toolchain": toolchain.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def write_predictions(deployment: Deployment, path: Path) -> None:
-    """Predictions, labels and rates as an .npz without pickles."""
+    """Predictions, labels, logits and rates as an .npz without pickles."""
     import io
 
     stream = io.BytesIO()
     arrays: dict[str, Any] = {f"rates.{name}": rate.astype(np.float32) for name, rate in deployment.rates.items()}
-    np.savez_compressed(stream, predictions=deployment.predictions, labels=deployment.labels, **arrays)
+    np.savez_compressed(stream, predictions=deployment.predictions, labels=deployment.labels, logits=deployment.logits, **arrays)
     replace_file(path, stream.getvalue())
 
 

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from toolchain.ir import Graph, Phase, Synapse, weight_of
+from toolchain.versions import versions
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Inspection:
                 name: {"exponent": r.exponent, "max_error": r.max_error, "rms_error": r.rms_error, "clipped": r.clipped}
                 for name, r in graph.provenance.rounding.items()
             },
+            "device": "cpu",
+            "versions": versions(),
         }
 
     def to_text(self) -> str:

@@ -11,17 +11,21 @@ import numpy as np
 
 from toolchain import codec, data
 from toolchain.compiler import golden_record, graph_for
-from toolchain.deploy import Options, available, started, versions
+from toolchain.deploy import Options, available, started
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph
 from toolchain.progress import track
 from toolchain.source import Model, Source, find
 from toolchain.target import History, Result, Target
+from toolchain.versions import versions
 
 FORWARD_SAMPLES = 100
 FEEDBACK_SAMPLES = 20
 CHUNK = 20
 """Samples compared at a time: full histories are large."""
+
+INSTEAD = "leave it out: --targets reference,sim"
+"""What to do where a target is missing: a fallback would be compared with itself."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,6 @@ def verify(
     samples: int | None = None,
     phase: str = "both",
     replay: bool = False,
-    fallback: str | None = None,
     data_dir: str | Path | None = None,
 ) -> Verification:
     """Compare `targets` with the first of them on the same samples: 100 forward and 20 feedback by default, `samples` of each where given.
@@ -142,7 +145,7 @@ def verify(
     if not targets:
         raise UsageError("verify needs at least one target")
     source = find(model)
-    chosen = [available(name, fallback) for name in targets]
+    chosen = [available(name, instead=INSTEAD) for name in targets]
     graph = _common_graph(source, chosen)
     if replay:
         return _replayed(source, chosen, graph)
