@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from toolchain.errors import GraphError
 from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Dense, Dynamics, Identity, Op, Scale
+from toolchain.ir import leak_sum as leak_sum
 
 CURRENT_MANTISSA = (-(2**12), 2**12 - 1)
 """Range of a bias mantissa: 13 bit signed."""
@@ -76,11 +77,6 @@ def decay(factor: float) -> int:
 def nearest_leak(factor: float) -> float:
     """The representable leak nearest to `factor`."""
     return (DECAY_ONE - decay(factor)) / DECAY_ONE
-
-
-def leak_sum(factor: float, time_steps: int) -> float:
-    """sum_{k < T} leak^k: what a weighted spike count is divided by to give a rate (T without leak)."""
-    return float(time_steps) if factor == 1 else (1 - factor**time_steps) / (1 - factor)
 
 
 def apply(ops: Iterable[Op], tensors: Mapping[str, Array], values: Array, shape: tuple[int, ...], *, integer: bool) -> Array:

@@ -444,3 +444,8 @@ def _shape_after(ops: Iterable[Op], shape: Shape, tensors: Mapping[str, Array], 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise GraphError(message)
+
+
+def leak_sum(leak: float, time_steps: int) -> float:
+    """sum of leak^k for k < T: what a leak-weighted spike count is divided by to give a rate (T without leak)."""
+    return float(time_steps) if leak == 1 else (1 - leak**time_steps) / (1 - leak)

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from toolchain.layers import Equilibrium, FeedbackSNN, Map, current, kind_of, leak_sum
+from toolchain.ir import leak_sum
+from toolchain.layers import Equilibrium, FeedbackSNN, Map, current, kind_of
 from toolchain.methods import Batch
 from toolchain.network import CLIPPED_FROM
 
