@@ -134,7 +134,7 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
         seconds=done - ready,
         samples_per_second=len(predicted) / (done - ready),
         spikes_per_sample=float(sum(result.activity[name].sum() for name in couples) / len(predicted)),
-        synaptic_operations_per_sample=float(codec.synaptic_operations(graph, result).mean()),
+        synaptic_operations_per_sample=float(codec.synaptic_operations(graph, result, inputs=dataset.images).mean()),
         saturations=int(sum(int(s.sum()) for s in result.saturations.values())),
         clipped_currents=sum(codec.clipped_currents(graph, dataset.images[i : i + CHUNK]) for i in range(0, len(predicted), CHUNK)),
         versions=versions(),
@@ -171,7 +171,8 @@ def started(source: Source, chosen: Target, options: Options, phases: tuple[str,
     if chosen.name == "torch" and source.module is not None and not options.trace:
         from toolchain.compiler import lowered
 
-        run: Executable = ModuleRun(source.module, FLOAT_PIPELINE.until("adjoint")(lowered(source)), device=options.device)
+        batch = {} if options.batch == "auto" else {"batch": _batch(options.batch)}
+        run: Executable = ModuleRun(source.module, FLOAT_PIPELINE.until("adjoint")(lowered(source)), device=options.device, **batch)
     else:
         graph = graph_for(source, configured)
         run = executable(configured, forward_only(graph) if phases == ("forward",) else graph)
@@ -194,8 +195,10 @@ def configure(chosen: Target, options: Options) -> Target:
             raise UsageError(f"target '{chosen.name}' has no option '{name}': leave it out")
     if "device" in fields:
         wanted["device"] = options.device
-    elif options.device == "cuda":
+    elif devices.pick(options.device).type == "cuda" and options.device == "cuda":
         raise UsageError(f"target '{chosen.name}' runs on the CPU only: leave --device out")
+    if not wanted:
+        return chosen
     changed: Target = replace(chosen, **wanted)  # type: ignore[type-var]
     return changed
 

@@ -64,7 +64,7 @@ def _feedback(draw, shapes, samples, silent) -> Feedback:
     gradients = {"input.weight": scale * draw.normal(size=(6, 9)), "input.bias": scale * draw.normal(size=6)}
     activity = {name: draw.integers(0, T_B + 1, (samples, *s)).astype(np.int32) for name, s in shapes.items()}
     result = Result("feedback", T_B, activity, activity, {}, {}, {})
-    return Feedback(beta, {}, gradients, {}, np.zeros((samples, 10)), 0.25, 100.0, 0, result, result)
+    return Feedback(beta, {}, gradients, {}, np.zeros((samples, 10)), 0.25, 100.0, 0.0, 0, result, result)
 
 
 def _gradient(found: Feedback, first: Feedback) -> Gradient:
