@@ -60,7 +60,8 @@ def read(path: Path) -> Checkpoint:
         with safe_open(str(path), framework="pt") as stored:
             metadata: dict[str, str] = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no dictionary: it has no other way)
-    except (SafetensorError, OSError, ValueError) as error:
+    # a type of number that this torch does not know is an AttributeError or a RuntimeError of safetensors
+    except (SafetensorError, OSError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"'{path}' is damaged or no safetensors file ({error}): restore it, or train again") from None
     return Checkpoint(tensors, _about(path, metadata))
 
@@ -75,7 +76,7 @@ def _about(path: Path, metadata: Mapping[str, str]) -> About:
                 f"'{path}' has checkpoint format {found.get('format')} but this version reads {FORMAT}: use the version that wrote it"
             )
         return msgspec.convert(found, About, strict=True)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         raise ArtifactError(
             f"'{path}' describes its network in a way this version does not read ({error}): use the version that wrote it"
         ) from None
@@ -99,6 +100,8 @@ def module(checkpoint: Checkpoint, path: Path) -> FeedbackSNN:
 
 def load_weights(model: FeedbackSNN, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Put `tensors` into `model`; ArtifactError, naming the tensor, where one is missing, superfluous, of another shape, or not finite."""
+    import torch
+
     wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
@@ -108,7 +111,9 @@ def load_weights(model: FeedbackSNN, tensors: Mapping[str, Tensor], path: Path) 
             raise ArtifactError(
                 f"'{path}': tensor '{name}' has shape {tuple(tensor.shape)} but '{model.name}' needs {tuple(wanted[name].shape)}: give its own checkpoint"
             )
-        if not bool(tensor.isfinite().all()):
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise ArtifactError(f"'{path}': tensor '{name}' has type {tensor.dtype}: give a checkpoint of float32 weights")
+        if not bool(tensor.to(wanted[name].dtype).isfinite().all()):
             raise ArtifactError(
                 f"'{path}': tensor '{name}' holds NaN or infinite values: restore the file, or train again with a lower train.lr"
             )

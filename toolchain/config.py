@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, cast
 
@@ -36,8 +37,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    milestones: tuple[int, ...] = ()
-    decay: Positive = 0.1
+    milestones: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
+    decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 0
     held_out: Annotated[int, msgspec.Meta(ge=1)] = 5000
     scale_factor: Union[Positive, Literal["auto"], None] = None
@@ -50,7 +51,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: Training = Training()
     model: str = ""
     method: str = "spide"
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
 
 
 def assignments(settings: Sequence[str]) -> dict[str, Any]:
@@ -67,10 +68,13 @@ def assignments(settings: Sequence[str]) -> dict[str, Any]:
 def resolve(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Config:
     """A checked Config: `changes` (nested mappings) over `base`; UsageError names the key and lists the known ones."""
     merged = _merged(dict(base), changes, "", where)
+    _require_finite(merged, "", where)
     try:
         return msgspec.convert(merged, Config, strict=True)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {_plain(str(error))}") from None
+    except OverflowError:
+        raise UsageError(f"{where} has a number too large to compute with: give a smaller one") from None
 
 
 def with_settings(config: Config, settings: Mapping[str, Any], where: str = "--set") -> Config:
@@ -100,7 +104,7 @@ def read(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_CONFIG:
             raise UsageError(f"config '{path}' has {path.stat().st_size} bytes: a config has at most {LARGEST_CONFIG}")
         found = _numbers(yaml.load(path.read_text(encoding="utf-8"), Loader=_loader()))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"config '{path}' is not plain YAML ({' '.join(str(error).split())}): correct it") from None
     except OSError as error:
         raise UsageError(f"config '{path}' cannot be read ({error.strerror}): check the path") from None
@@ -117,7 +121,7 @@ def text(config: Config) -> str:
 
 
 def _loader() -> Any:
-    """PyYAML's safe loader without aliases, which can unfold a small file into a huge one."""
+    """PyYAML's safe loader without aliases, which can unfold a small file into a huge one, and without keys given twice, whose last would win."""
     import yaml
 
     class Plain(yaml.SafeLoader):
@@ -125,6 +129,13 @@ def _loader() -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("aliases are not taken")
             return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+            if twice is not None:
+                raise yaml.YAMLError(f"'{twice}' is given twice")
+            return super().construct_mapping(node, deep)
 
     return Plain
 
@@ -134,7 +145,7 @@ def _value(written: str, where: str) -> Any:
 
     try:
         return _numbers(yaml.load(written, Loader=_loader()))
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         raise UsageError(f"{where} has a value that is not plain YAML: write a number, a word or [a, list]") from None
 
 
@@ -160,6 +171,17 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any], prefix: str, where
         old = base.get(key)
         merged[key] = _merged(old, value, f"{prefix}{key}.", where) if isinstance(old, dict) and isinstance(value, Mapping) else value
     return merged
+
+
+def _require_finite(found: Any, place: str, where: str) -> None:
+    if isinstance(found, dict):
+        for key, value in found.items():
+            _require_finite(value, f"{place}.{key}" if place else str(key), where)
+    elif isinstance(found, (list, tuple)):
+        for value in found:
+            _require_finite(value, place, where)
+    elif isinstance(found, float) and not isfinite(found):
+        raise UsageError(f"{where}: '{place}' is {found}: give a finite number")
 
 
 def _plain(message: str) -> str:

@@ -15,6 +15,15 @@ from toolchain.errors import UsageError
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Shape = tuple[int, ...]
 
+MOST_AXES = 8
+MOST_WEIGHTS = 2**31
+"""No connection has more weights than this: 8 GiB in float32."""
+MOST_STEPS = 100_000
+LARGEST = 1e30
+"""Potentials are float32 while they are trained; settings up to this size, and down to its inverse, leave them room."""
+LARGEST_INPUT = 1e6
+"""Inputs are of the order of 1 to 255; a mean or standard deviation beyond this (or below its inverse) is a mistake."""
+
 CLIPPED_FROM = 0.98
 """A couple counts as clipped from this fraction of the largest |beta| on: the first steps, before the error arrives, may pass without a spike."""
 
@@ -102,14 +111,27 @@ def check(network: Network) -> None:
         f"{where} has thresholds {neuron.threshold} and {neuron.threshold_back}: both must be above 0",
     )
     _require(
+        all(1 / LARGEST <= v <= LARGEST for v in (neuron.threshold, neuron.threshold_back))
+        and all(abs(v) <= LARGEST for v in (neuron.u_rest, neuron.u_rest_back)),
+        f"{where} has neuron settings that float32 cannot hold: keep thresholds and resting potentials between {1 / LARGEST:g} and {LARGEST:g}",
+    )
+    _require(
         neuron.reset > 0 and neuron.reset_back > 0,
         f"{where} subtracts {neuron.reset} (forward) and {neuron.reset_back} (feedback) on a spike: rest below the threshold",
     )
     _require(0 < neuron.leak <= 1, f"{where} has leak {neuron.leak}: it must lie in (0, 1], where 1 is an IF neuron")
     _require(0 <= network.dropout < 1, f"{where} has dropout {network.dropout}: it must lie in [0, 1)")
     _require(
-        isfinite(network.scale_factor) and network.scale_factor > 0, f"{where} has scale factor {network.scale_factor}: it must be above 0"
+        1 / LARGEST <= network.scale_factor <= LARGEST,
+        f"{where} has scale factor {network.scale_factor}: it must be above 0 (from {1 / LARGEST:g} to {LARGEST:g})",
     )
+    for label, steps in (("time_steps", network.time_steps), ("feedback_steps", network.feedback_steps)):
+        _require(1 <= steps <= MOST_STEPS, f"{where} has {label} {steps}: give 1 to {MOST_STEPS}")
+    _require(
+        1 <= len(network.input_shape) <= MOST_AXES and all(n >= 1 for n in network.input_shape),
+        f"{where} has an input_shape with {len(network.input_shape)} axes: give 1 to {MOST_AXES}, each of length 1 or more",
+    )
+    _check_sizes(network, where)
     if network.normalize is not None:
         _check_normalization(network.normalize, network.input_shape[0], where)
     _check_shapes(network, where)
@@ -122,6 +144,22 @@ def _check_normalization(normalize: Normalization, channels: int, where: str) ->
         )
         _require(all(isfinite(v) for v in values), f"{where} normalises with NaN or infinite {label}: give numbers")
     _require(all(v > 0 for v in normalize.std), f"{where} normalises with standard deviation {min(normalize.std)}: it must be above 0")
+    _require(
+        all(abs(v) <= LARGEST_INPUT for v in normalize.mean) and all(1 / LARGEST_INPUT <= v <= LARGEST_INPUT for v in normalize.std),
+        f"{where} normalises with means {normalize.mean} and standard deviations {normalize.std}: "
+        f"give means up to {LARGEST_INPUT:g} and standard deviations from {1 / LARGEST_INPUT:g} to {LARGEST_INPUT:g}",
+    )
+
+
+def _check_sizes(network: Network, where: str) -> None:
+    named = [("the input connection", network.input), ("the readout", network.readout)]
+    named += [(f"hidden connection {index}", connection) for index, connection in enumerate(network.hidden)]
+    named += [(f"feedback {index}", loop.connection) for index, loop in enumerate(network.feedback)]
+    for name, connection in named:
+        _require(
+            connection.inputs * connection.outputs <= MOST_WEIGHTS,
+            f"{where}: {name} joins {connection.inputs} values to {connection.outputs}, more than {MOST_WEIGHTS} weights: make it smaller",
+        )
 
 
 def layer_shapes(network: Network) -> tuple[Shape, ...]:

@@ -10,8 +10,10 @@ Nothing here knows how a method gets its gradients.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import cos, isfinite, pi, prod
 from pathlib import Path
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "load", "train"]
 
-LAST, CONFIG, METRICS = "last.safetensors", "config.yaml", "metrics.jsonl"
+LAST, CONFIG, METRICS, LOCK = "last.safetensors", "config.yaml", "metrics.jsonl", ".lock"
 EVALUATION_BATCH = 500
 
 
@@ -104,17 +106,21 @@ def train(
     chosen = _config(model, {"method": method, "seed": seed, "train.dataset": dataset, "train.epochs": epochs}, settings)
     gradients_of = methods.get(chosen.method, _scale_factor(chosen))
     place = devices.pick(device)
+    if not os.fspath(output):
+        raise UsageError("the run folder has an empty name: give one with -o RUN")
     folder = Path(output)
-    _prepare_folder(folder, chosen, resume=resume)
+    _check_folder(folder, chosen, resume=resume)
     learn, choose = _split(chosen, data_dir)
     run = _Run(chosen, gradients_of, _module(model, chosen), place, folder)
-    if resume:
-        run.restore()
-    else:
-        replace_file(folder / CONFIG, config.text(chosen).encode())
-        replace_file(folder / METRICS, b"")
-    run.fit(learn, choose)
-    return run.outcome(devices.describe(place))
+    with _held(folder):
+        _check_folder(folder, chosen, resume=resume)  # again: another run may have been here before the folder was ours
+        if resume:
+            run.restore()
+        else:
+            replace_file(folder / CONFIG, config.text(chosen).encode())
+            replace_file(folder / METRICS, b"")
+        run.fit(learn, choose)
+        return run.outcome(devices.describe(place))
 
 
 def _config(
@@ -124,6 +130,8 @@ def _config(
     base = _base(model)
     base = config.with_settings(base, {name: value for name, value in flags.items() if value is not None}, "flags")
     changes = settings if isinstance(settings, Mapping) else config.assignments(settings or [])
+    if any(name.split(".")[0] == "model" for name in changes):
+        raise UsageError("'model' is no setting: name the network to train instead, as in `toolchain train mnist-fc -o RUN`")
     resolved = config.with_settings(base, changes)
     network.check(resolved.network)
     if isinstance(model, (str, os.PathLike)) or resolved.network == base.network:
@@ -144,7 +152,8 @@ def _base(model: Union[str, os.PathLike[str], FeedbackSNN]) -> Config:
         raise UsageError(f"'{name}' is neither a network ({', '.join(models.names())}) nor a CONFIG.yaml: give one of them")
     written = config.read(path)
     where = f"config '{path}'"
-    if "network" in written and "name" in written["network"]:
+    described = written.get("network")
+    if isinstance(described, Mapping) and "name" in described:
         return config.resolve({}, {"model": "", **written}, where)
     if "model" not in written:
         raise UsageError(f"{where} names no model and describes no network: add 'model: mnist-fc' or a network section with a name")
@@ -180,23 +189,53 @@ def _scale_factor(chosen: Config) -> Union[float, str]:
     return chosen.network.scale_factor if chosen.train.scale_factor is None else chosen.train.scale_factor
 
 
-def _prepare_folder(folder: Path, chosen: Config, *, resume: bool) -> None:
-    """Refuse to overwrite a run or to resume another one; else make the folder."""
+def _check_folder(folder: Path, chosen: Config, *, resume: bool) -> None:
+    """Refuse to overwrite a run or to resume another one; nothing is written."""
     begun = (folder / LAST).exists() or (folder / checkpoint.NAME).exists()
     if begun and not resume:
         raise UsageError(f"'{folder}' already holds a run: go on with --resume, or choose another folder")
     if resume:
         _same_config(folder, chosen)
-        return
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Make the folder and keep every other run out of it until the block or the process ends."""
+    path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
     except OSError as error:
-        raise UsageError(f"'{folder}' cannot be made ({error.strerror}): choose another folder") from error
+        raise UsageError(f"'{folder}' cannot be written ({error.strerror}): choose another folder") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another run is writing '{folder}': wait for its end, or choose another folder") from None
+        except OSError as error:
+            raise UsageError(f"'{folder}' cannot be locked ({error.strerror}): choose a folder on another file system") from error
+        if not _is_open(stream.fileno(), path):
+            raise UsageError(f"another run has just left '{folder}': give the command again")
+        try:
+            yield
+        finally:
+            # removed while still locked: a run that opened it meanwhile sees that its file is no longer the folder's
+            path.unlink(missing_ok=True)
+
+
+def _is_open(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one that has the name `path` now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _same_config(folder: Path, chosen: Config) -> None:
     if not (folder / LAST).exists():
         raise UsageError(f"'{folder}' holds no {LAST} to resume from: start without --resume")
+    if not (folder / checkpoint.NAME).exists():
+        raise UsageError(f"'{folder}' lacks {checkpoint.NAME}, its best weights: restore the file, or train again into another folder")
     earlier = checkpoint.read(folder / LAST).about.config
     for name in ("model", "method", "seed"):
         _same(name, getattr(earlier, name), getattr(chosen, name), folder)
