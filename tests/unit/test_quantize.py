@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from toolchain import fixed
@@ -35,11 +35,12 @@ def test_integers_keep_to_the_chip(random_graph, seed, couples, bits, leak, grad
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**16), couples=st.integers(1, 4))
+@example(seed=6123, couples=1)
 def test_what_is_on_the_grid_does_not_change_a_spike(random_graph, random_inputs, seed, couples):
     """Weights k/64 with |k| <= 127, thresholds and currents on a binary grid: integer and float graph have the same spikes in both phases."""
     graph = on_a_binary_grid(random_graph(seed, couples=couples, integer=False), seed)
     x, error = random_inputs(graph, 4)
-    x = np.rint(x * 4) / 4
+    x, error = np.rint(x * 4) / 4, error / 4  # errors beyond one spike's amplitude would be cut, and counted
     quantized = Quantize(input_levels=4)(graph)
     traced = replace(REFERENCE, trace=True)
     with traced.compile(graph) as floats, traced.compile(quantized) as integers:
