@@ -222,10 +222,8 @@ def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[dat
         raise UsageError(
             f"images of '{whole.name}' have shape {whole.images.shape[1:]} but '{takes.name}' takes {takes.input_shape}: choose another data set or network"
         )
-    if len(whole.classes) > takes.readout.outputs:
-        raise UsageError(
-            f"'{whole.name}' has {len(whole.classes)} classes but the readout of '{takes.name}' has {takes.readout.outputs}: widen it"
-        )
+    if len(whole.classes) > takes.classes:
+        raise UsageError(f"'{whole.name}' has {len(whole.classes)} classes but the readout of '{takes.name}' has {takes.classes}: widen it")
     return data.hold_out(whole, chosen.train.held_out)
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from toolchain.layers import Equilibrium, FeedbackSNN, Map, current, kind_of, leak_sum
+from toolchain.layers import Equilibrium, FeedbackSNN, Map, current, leak_sum
 from toolchain.methods import Batch
 
 CLIPPED_SHARE = 0.001
@@ -64,15 +64,13 @@ class Feedback:
 
 def dropout_factors(model: FeedbackSNN, samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """One factor, 0 or 1/(1-p), per connection, sample and target neuron, shared by all time steps; empty without dropout."""
-    if model.dropout == 0:
-        return {}
-    weight = next(model.parameters())
-    shapes = model.layer_shapes()
-    keep = 1 - model.dropout
+    weight, shapes, shares = next(model.parameters()), model.layer_shapes(), model.dropout_shares()
     factors = {}
     for name, (_, target, _) in model.connections().items():
-        drawn = torch.rand((samples, *shapes[target]), generator=generator)
-        factors[name] = (drawn < keep).to(weight) / keep
+        if shares[name] > 0:
+            keep = 1 - shares[name]
+            drawn = torch.rand((samples, *shapes[target]), generator=generator)
+            factors[name] = (drawn < keep).to(weight) / keep
     return factors
 
 
@@ -83,31 +81,17 @@ def forward_stage(
     dropout = dropout or {}
     found = model.equilibrium(x, dropout=dropout, trace=trace)
     if not as_published:
-        found = replace(found, mean_input=_weighted_input(model, x, found))
+        found = replace(found, mean_input=model.weighted_input(x))
     dtype = found.rates[0].dtype
     masks = tuple(((c > 0) & (c < model.time_steps)).to(dtype) for c in found.counts)
     return Forward(found, masks, dropout)
-
-
-def _weighted_input(model: FeedbackSNN, x: Tensor, found: Equilibrium) -> Tensor:
-    """Events weighted as the leak weights currents, sum leak^(T-t) x[t] / sum leak^k; constant inputs are their own mean."""
-    values, events = model.prepared(x)
-    if not events or model.neuron.leak == 1:
-        return found.mean_input
-    powers = torch.arange(model.time_steps - 1, -1, -1, dtype=values.dtype, device=values.device)
-    weights: Tensor = model.neuron.leak**powers / leak_sum(model.neuron.leak, model.time_steps)
-    return values @ weights
 
 
 @torch.no_grad()
 def feedback_stage(model: FeedbackSNN, forward: Forward, error: Tensor, *, trace: bool = False) -> Feedback:
     """Stage 2: `error` = d(scale_factor * loss)/d(last rates), (samples, *last shape), drives the transposed network for T_B steps."""
     neuron, rates = model.neuron, forward.equilibrium.rates
-    maps = {
-        name: kind_of(module, f"connection '{name}'").prepare(module)
-        for name, (_, _, module) in model.connections().items()
-        if name != "input"
-    }
+    maps = model.maps()
     gates = [mask * (neuron.reset_back / neuron.reset) for mask in forward.masks]
     potentials = [torch.zeros_like(rate) for rate in rates]
     spikes, below = [torch.zeros_like(p) for p in potentials], [torch.zeros_like(p) for p in potentials]
@@ -164,8 +148,10 @@ def local_gradients(model: FeedbackSNN, forward: Forward, beta: tuple[Tensor, ..
             post = post * forward.dropout[name]
         pre = found.mean_input if source is None else found.rates[source]
         parameters = dict(module.named_parameters())
+        if not parameters:
+            continue
         with torch.set_grad_enabled(True):
-            made = current(module, pre, f"connection '{name}'")
+            made = current(module, pre, f"connection '{name}'").reshape(post.shape)
         grads = torch.autograd.grad(made, list(parameters.values()), post)
         gradients |= {f"{name}.{key}": grad for key, grad in zip(parameters, grads, strict=True)}
     return gradients
@@ -183,10 +169,10 @@ class ReadoutError:
 
 def readout_error(model: FeedbackSNN, rates: Tensor, labels: Tensor, scale_factor: float) -> ReadoutError:
     """Loss of the last layer's `rates`, its error d(scale_factor * loss)/d rates, and the readout's gradients of the scaled loss."""
-    parameters = dict(model.readout.named_parameters())
+    parameters = {} if model.readout is None else dict(model.readout.named_parameters())
     leaf = rates.detach().requires_grad_()
     with torch.set_grad_enabled(True):
-        logits = model.readout(leaf.flatten(1))
+        logits = model.logits(leaf)
         loss = functional.cross_entropy(logits, labels)
         error, *grads = torch.autograd.grad(loss * scale_factor, [leaf, *parameters.values()])
     return ReadoutError(
