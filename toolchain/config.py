@@ -27,6 +27,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warmup         batches over which the learning rate rises to `lr`
     held_out       training images (the last ones) that choose the checkpoint and are not learned from
     scale_factor   what SPIDE multiplies the loss by, "auto", or null for the network's own; the gradient is divided by it again
+    options        settings of the method's own, as {solver: iter} for ide or {loss_lambda: 0.001} for ottt-a
     """
 
     dataset: str = "mnist"
@@ -41,6 +42,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 0
     held_out: Annotated[int, msgspec.Meta(ge=1)] = 5000
     scale_factor: Union[Positive, Literal["auto"], None] = None
+    options: dict[str, Union[bool, int, float, str]] = {}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

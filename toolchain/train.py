@@ -103,7 +103,7 @@ def train(
     continues bit for bit on a CPU. Raises UsageError for anything that cannot be done, ToolchainError where the loss stops being a number.
     """
     chosen = _config(model, {"method": method, "seed": seed, "train.dataset": dataset, "train.epochs": epochs}, settings)
-    gradients_of = methods.get(chosen.method, _scale_factor(chosen))
+    gradients_of = methods.get(chosen.method, _scale_factor(chosen), chosen.train.options)
     place = devices.pick(device)
     folder = Path(output)
     _prepare_folder(folder, chosen, resume=resume)
@@ -273,7 +273,7 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             chosen = order[index * size : (index + 1) * size]
-            batch = self.method.gradients(self.module, images[chosen], labels[chosen], self.generator)
+            batch = self.method.gradients(self.module, images[chosen], labels[chosen], self.generator, self.optimizer.step)
             if not isfinite(batch.loss):
                 raise ToolchainError(
                     f"the loss is {batch.loss} in epoch {epoch}, batch {index + 1}: lower train.lr (it is {rate:.3g} there)"
@@ -296,7 +296,12 @@ class _Run:
         mean["accuracy"] = mean.pop("correct")
         rate: float = self.optimizer.param_groups[0]["lr"]
         return Epoch(
-            epoch=epoch, **mean, held_out_accuracy=accuracy, scale_factor=self.method.state()["scale_factor"], lr=rate, seconds=seconds
+            epoch=epoch,
+            **mean,
+            held_out_accuracy=accuracy,
+            scale_factor=self.method.state().get("scale_factor", 1.0),
+            lr=rate,
+            seconds=seconds,
         )
 
     @property
@@ -374,10 +379,10 @@ def _lines(path: Path, epochs: int) -> list[Epoch]:
 
 
 def _sentence(line: Epoch, epochs: int) -> str:
-    return (
-        f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, held-out accuracy {line.held_out_accuracy:.2%}, firing rates {line.forward_rate:.3f} forward and "
-        f"{line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent, {line.seconds:.0f} s"
-    )
+    said = f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, held-out accuracy {line.held_out_accuracy:.2%}, firing rates {line.forward_rate:.3f} forward"
+    if line.feedback_rate:
+        said += f" and {line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent"
+    return f"{said}, {line.seconds:.0f} s"
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolchain.layers.connections import current, kind_of
+from toolchain.layers.connections import advance, current, kind_of
 from toolchain.layers.maps import DenseMap, Map
 from toolchain.layers.model import Equilibrium, FeedbackSNN, Normalize, build, describe, leak_sum
 from toolchain.layers.weights import Limited, Scale, Standardized
@@ -21,6 +21,7 @@ __all__ = [
     "Spectral",
     "Standardized",
     "TrainedThreshold",
+    "advance",
     "build",
     "current",
     "describe",

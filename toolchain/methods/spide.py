@@ -20,15 +20,28 @@ Where the authors' code departs from the method, this is what we do (`as_publish
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from toolchain.layers import Equilibrium, FeedbackSNN, Map, current, leak_sum
-from toolchain.methods import Batch
+from toolchain.layers import Equilibrium, FeedbackSNN, Map, advance, current, leak_sum
+from toolchain.methods import Batch, common
+from toolchain.methods.common import ReadoutError, dropout_factors, readout_error
+
+__all__ = [
+    "Feedback",
+    "Forward",
+    "Pass",
+    "Spide",
+    "dropout_factors",
+    "feedback_stage",
+    "forward_stage",
+    "local_gradients",
+    "readout_error",
+    "run",
+]
 
 CLIPPED_SHARE = 0.001
 """The automatic scale factor is half the largest at which this share of couples clips."""
@@ -60,18 +73,6 @@ class Feedback:
     activity: tuple[Tensor, ...]
     clipped: tuple[Tensor, ...]
     trains: tuple[Tensor, ...] = ()
-
-
-def dropout_factors(model: FeedbackSNN, samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """One factor, 0 or 1/(1-p), per connection, sample and target neuron, shared by all time steps; empty without dropout."""
-    weight, shapes, shares = next(model.parameters()), model.layer_shapes(), model.dropout_shares()
-    factors = {}
-    for name, (_, target, _) in model.connections().items():
-        if shares[name] > 0:
-            keep = 1 - shares[name]
-            drawn = torch.rand((samples, *shapes[target]), generator=generator)
-            factors[name] = (drawn < keep).to(weight) / keep
-    return factors
 
 
 def forward_stage(
@@ -158,29 +159,6 @@ def local_gradients(model: FeedbackSNN, forward: Forward, beta: tuple[Tensor, ..
 
 
 @dataclass(frozen=True)
-class ReadoutError:
-    """The loss and its exact gradients: mean cross entropy (unscaled), logits, and everything times the scale factor else."""
-
-    loss: Tensor
-    logits: Tensor
-    error: Tensor
-    gradients: dict[str, Tensor]
-
-
-def readout_error(model: FeedbackSNN, rates: Tensor, labels: Tensor, scale_factor: float) -> ReadoutError:
-    """Loss of the last layer's `rates`, its error d(scale_factor * loss)/d rates, and the readout's gradients of the scaled loss."""
-    parameters = {} if model.readout is None else dict(model.readout.named_parameters())
-    leaf = rates.detach().requires_grad_()
-    with torch.set_grad_enabled(True):
-        logits = model.logits(leaf)
-        loss = functional.cross_entropy(logits, labels)
-        error, *grads = torch.autograd.grad(loss * scale_factor, [leaf, *parameters.values()])
-    return ReadoutError(
-        loss.detach(), logits.detach(), error, {f"readout.{key}": grad for key, grad in zip(parameters, grads, strict=True)}
-    )
-
-
-@dataclass(frozen=True)
 class Pass:
     """One batch through both stages: gradients of the scaled loss by parameter name (divide by `scale_factor` for the true ones)."""
 
@@ -201,7 +179,11 @@ def run(
     as_published: bool = False,
     trace: bool = False,
 ) -> Pass:
-    """Forward stage, loss, feedback stage and local updates of one batch."""
+    """Forward stage, loss, feedback stage and local updates of one batch; UsageError where a layer does not fit."""
+    common.fits_equilibrium(model, "spide")
+    common.refuse_batch_norm(model, "spide", "train with ide, or leave it out")
+    if model.training:
+        advance(model)
     forward = forward_stage(model, x, dropout=dropout, as_published=as_published, trace=trace)
     readout = readout_error(model, forward.equilibrium.rates[-1], labels, scale_factor)
     feedback = feedback_stage(model, forward, readout.error, trace=trace)
@@ -220,7 +202,9 @@ class Spide:
         self.automatic = scale_factor == "auto"
         self.scale_factor = 1.0 if self.automatic else float(scale_factor)
 
-    def gradients(self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
+    def gradients(
+        self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
+    ) -> Batch:
         done = run(model, images, labels, self.scale_factor, dropout=dropout_factors(model, len(images), generator))
         for name, parameter in model.named_parameters():
             parameter.grad = done.gradients[name] / self.scale_factor
