@@ -105,10 +105,12 @@ def train(
     chosen = _config(model, {"method": method, "seed": seed, "train.dataset": dataset, "train.epochs": epochs}, settings)
     gradients_of = methods.get(chosen.method, _scale_factor(chosen), chosen.train.options)
     place = devices.pick(device)
+    module = _module(model, chosen)
+    gradients_of.fits(module)
     folder = Path(output)
     _prepare_folder(folder, chosen, resume=resume)
     learn, choose = _split(chosen, data_dir)
-    run = _Run(chosen, gradients_of, _module(model, chosen), place, folder)
+    run = _Run(chosen, gradients_of, module, place, folder)
     if resume:
         run.restore()
     else:

@@ -145,7 +145,8 @@ def test_bad_configs_are_explained(tmp_path: Path, text: str, message: str) -> N
     [
         ({"model": "resnet"}, "neither a network"),
         ({"model": "absent.yaml"}, "cannot be read"),
-        ({"model": "digits-fc", "method": "ottt-a"}, "use --method spide"),
+        ({"model": "digits-fc", "method": "dsr"}, "method 'dsr' does not fit 'digits-fc': every layer fires at a fixed threshold"),
+        ({"model": "digits-fc", "method": "saf-f"}, "'saf-f' does not fit 'digits-fc': feedback 0 leads from layer 0 to layer 0"),
         ({"model": "digits-fc", "dataset": "mnist-1k"}, "train on 'mnist'"),
         ({"model": "mnist-fc", "dataset": "digits", "settings": ["train.held_out=200"]}, r"takes \(1, 28, 28\)"),
         ({"model": "digits-fc", "settings": ["train.lr"]}, "name=value"),
@@ -161,6 +162,9 @@ def test_requests_that_cannot_be_met_are_explained(tmp_path: Path, arguments: di
 
 def test_a_loss_that_stops_being_a_number_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Diverging:
+        def fits(self, _: object) -> None:
+            return
+
         def gradients(self, *_: object) -> methods.Batch:
             return methods.Batch(float("nan"), 0, 0, 0, 0, 0)
 

@@ -122,11 +122,11 @@ def _describe_weighted(module: Any, where: str) -> plain.Part:
         return plain.Linear(op.in_features, op.out_features, op.bias is not None, standardized, limit)
     if op.groups != 1 or set(op.dilation) != {1} or op.padding_mode != "zeros":
         raise UsageError(f"{where} has groups, dilation or a padding mode: use a plain convolution with zeros around")
-    sizes = [_number(value, where) for value in (op.kernel_size, op.stride, op.padding)]
+    kernel, stride, padding = (_number(value, where) for value in (op.kernel_size, op.stride, op.padding))
     if isinstance(op, nn.Conv2d):
-        return plain.Conv2d(op.in_channels, op.out_channels, *sizes, op.bias is not None, standardized, limit)
+        return plain.Conv2d(op.in_channels, op.out_channels, kernel, stride, padding, op.bias is not None, standardized, limit)
     extra = _number(op.output_padding, where)
-    return plain.ConvTranspose2d(op.in_channels, op.out_channels, *sizes, extra, op.bias is not None, limit)
+    return plain.ConvTranspose2d(op.in_channels, op.out_channels, kernel, stride, padding, extra, op.bias is not None, limit)
 
 
 def _number(value: Any, where: str) -> int:
@@ -168,10 +168,9 @@ def _normalized(module: Union[nn.BatchNorm1d, nn.BatchNorm2d], values: Tensor, s
         raise UsageError("batch normalisation needs more than one value for each feature: use batches of two samples or more")
     if statistics == "batch":
         return functional.batch_norm(values, None, None, weight, bias, True, 0.0, module.eps)
-    if module.num_batches_tracked is not None:
-        module.num_batches_tracked.add_(1)
-    momentum = module.momentum if module.momentum is not None else 0.1
-    return functional.batch_norm(values, module.running_mean, module.running_var, weight, bias, True, momentum, module.eps)
+    assert module.num_batches_tracked is not None  # `describe` refuses modules without running statistics
+    module.num_batches_tracked.add_(1)
+    return functional.batch_norm(values, module.running_mean, module.running_var, weight, bias, True, module.momentum, module.eps)
 
 
 def _norm_map(module: Union[nn.BatchNorm1d, nn.BatchNorm2d]) -> Map:

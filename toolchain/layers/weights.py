@@ -44,7 +44,7 @@ class Limited(nn.Module):
 
     def effective(self) -> Tensor:
         """The weight in use, with its gradient."""
-        weight = cast(Tensor, self.op.weight)
+        weight = self.op.weight
         if isinstance(self.limit, Frobenius):
             norm = float(weight.detach().norm()) if self.measured is None else self.measured
             return weight * (min(norm, self.limit.norm) / norm) if norm > 0 else weight
@@ -65,7 +65,7 @@ class Limited(nn.Module):
         return linear(self.op, self.effective(), values)
 
     def _matrix(self) -> Tensor:
-        return cast(Tensor, self.op.weight).flatten(1)
+        return self.op.weight.flatten(1)
 
     def _sigma(self) -> Tensor:
         matrix = self._matrix()
@@ -116,7 +116,8 @@ def linear(op: Weighted, weight: Tensor, values: Tensor) -> Tensor:
         return functional.linear(values.flatten(1), weight, op.bias)
     if isinstance(op, nn.Conv2d):
         return functional.conv2d(values, weight, op.bias, op.stride, op.padding)
-    return functional.conv_transpose2d(values, weight, op.bias, op.stride, op.padding, op.output_padding)
+    padding = cast(tuple[int, int], op.padding)
+    return functional.conv_transpose2d(values, weight, op.bias, op.stride, padding, op.output_padding)
 
 
 def weighted(module: nn.Module, where: str) -> tuple[Weighted, Tensor]:

@@ -35,6 +35,9 @@ class Batch:
 class Method(Protocol):
     """A way to get gradients. Its state (SPIDE's adaptive scale factor) is plain numbers that a checkpoint can hold."""
 
+    def fits(self, model: FeedbackSNN) -> None:
+        """UsageError, naming the layer and why, where the method cannot train `model`."""
+
     def gradients(
         self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
     ) -> Batch:
@@ -42,7 +45,6 @@ class Method(Protocol):
 
         A method that learns at every time step (OTTT_O, SAF-E) calls `step`, which changes the weights, after each of its steps but the last; the
         caller steps after the last. Without `step` it adds its gradients up, so that nobody need know which method it is.
-        UsageError names the layer that a method does not fit, and why.
         """
 
     def state(self) -> dict[str, float]: ...

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolchain.layers import FeedbackSNN, current
+from toolchain.layers.connections import Statistics
 from toolchain.methods import Batch, common
 from toolchain.methods.common import dropout_factors
 from toolchain.network import TrainedThreshold
@@ -35,7 +36,8 @@ def representation(values: Tensor, time_steps: int, neuron: TrainedThreshold) ->
         return frames.mean(0)
     powers = torch.arange(time_steps - 1, -1, -1, dtype=values.dtype, device=values.device)
     weights = (-powers * neuron.dt / neuron.tau).exp()
-    return torch.tensordot(weights / weights.sum(), frames, 1)
+    mean: Tensor = torch.tensordot(weights / weights.sum(), frames, 1)
+    return mean
 
 
 class _Fire(torch.autograd.Function):
@@ -111,7 +113,7 @@ def run(
     fits(model)
     neuron, steps, dropout = model.trained_threshold, model.time_steps, dropout or {}
     assert neuron is not None  # `fits` has seen to it
-    statistics = "learn" if model.training else "running"
+    statistics: Statistics = "learn" if model.training else "running"
     with torch.no_grad():
         for threshold in model.thresholds:
             threshold.clamp_(min=neuron.bound)

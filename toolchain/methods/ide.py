@@ -217,7 +217,7 @@ def run(
     beta = _split(solution.beta, [rates[layer] for layer in state])
     parameters = {name: p for name, p in model.named_parameters() if not name.startswith("readout.")}
     outputs = [mapped[layer] for layer in state]
-    grads = torch.autograd.grad(outputs, list(parameters.values()), beta, allow_unused=True)
+    grads: Sequence[Tensor | None] = torch.autograd.grad(outputs, list(parameters.values()), beta, allow_unused=True)
     gradients = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads, strict=True)}
     places = tuple(point[layer] for layer in state)
     return Pass(found, readout, state, places, tuple(error[layer] for layer in state), tuple(beta), solution, gradients | readout.gradients)
@@ -244,7 +244,7 @@ def _transposed_jacobian(
     outputs, inputs = [mapped[layer] for layer in leaves], list(leaves.values())
 
     def product(v: Tensor) -> Tensor:
-        grads = torch.autograd.grad(outputs, inputs, _split(v, inputs), retain_graph=True, allow_unused=True)
+        grads: Sequence[Tensor | None] = torch.autograd.grad(outputs, inputs, _split(v, inputs), retain_graph=True, allow_unused=True)
         return _joined([torch.zeros_like(i) if g is None else g for i, g in zip(inputs, grads, strict=True)])
 
     return product
@@ -255,7 +255,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _split(whole: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    pieces = whole.split([part[0].numel() for part in like], 1)
+    pieces = torch.split(whole, [part[0].numel() for part in like], 1)
     return [piece.reshape(part.shape) for piece, part in zip(pieces, like, strict=True)]
 
 
@@ -266,6 +266,9 @@ class Ide:
         if solver not in SOLVERS:
             raise unknown("solver", solver, SOLVERS)
         self.solver, self.threshold, self.as_published = solver, threshold, as_published
+
+    def fits(self, model: FeedbackSNN) -> None:
+        common.fits_equilibrium(model, "ide")
 
     def gradients(
         self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None

@@ -13,7 +13,7 @@ gradients up, OTTT_O lets the optimiser step at every t. Memory does not grow wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,8 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         slope = torch.sigmoid(ALPHA * ctx.saved_tensors[0])
-        return grads[0] * ALPHA * slope * (1 - slope)
+        through: Tensor = grads[0] * ALPHA * slope * (1 - slope)
+        return through
 
 
 class _Replace(torch.autograd.Function):
@@ -90,7 +91,8 @@ class Gradients:
 
     def take(self, loss: Tensor, last: bool) -> None:
         parameters = dict(self.model.named_parameters())
-        grads = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True), strict=True))
+        made: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        grads = dict(zip(parameters, made, strict=True))
         if self.step is None:
             for name, grad in grads.items():
                 if grad is not None:

@@ -1,4 +1,4 @@
-"""SAF: forward propagation of spike accumulations (Saiin et al., arXiv 2310.02772), as derived from the abstract's claims: no code of the authors is public.
+"""SAF: forward propagation of spike accumulations (arXiv 2310.02772), as derived from the abstract's claims: no code of the authors is public.
 
 A layer keeps its accumulation a[t] = leak a[t-1] + s[t] alone; with L[t] = leak L[t-1] + 1,
 

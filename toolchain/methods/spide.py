@@ -169,6 +169,12 @@ class Pass:
     gradients: dict[str, Tensor]
 
 
+def fits(model: FeedbackSNN) -> None:
+    """UsageError, naming the layer, unless SPIDE can train `model`."""
+    common.fits_equilibrium(model, "spide")
+    common.refuse_batch_norm(model, "spide", "train with ide, or leave it out")
+
+
 def run(
     model: FeedbackSNN,
     x: Tensor,
@@ -180,8 +186,7 @@ def run(
     trace: bool = False,
 ) -> Pass:
     """Forward stage, loss, feedback stage and local updates of one batch; UsageError where a layer does not fit."""
-    common.fits_equilibrium(model, "spide")
-    common.refuse_batch_norm(model, "spide", "train with ide, or leave it out")
+    fits(model)
     if model.training:
         advance(model)
     forward = forward_stage(model, x, dropout=dropout, as_published=as_published, trace=trace)
@@ -201,6 +206,9 @@ class Spide:
     def __init__(self, scale_factor: float | str) -> None:
         self.automatic = scale_factor == "auto"
         self.scale_factor = 1.0 if self.automatic else float(scale_factor)
+
+    def fits(self, model: FeedbackSNN) -> None:
+        fits(model)
 
     def gradients(
         self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
