@@ -2,7 +2,9 @@
 VENV := .venv
 CORE := .venv-core
 PINS := pyproject.toml $(wildcard constraints/*.txt) .ci/make-venv
+# two workers with a thread each; a file's tests stay with one worker
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
+test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-core lint types bench
@@ -27,7 +29,7 @@ types: $(VENV)/ready  ## mypy, strict
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/ready  ## samples per second on lava-sim: our processes beside Lava's stock ones, and their ratio
-	$(VENV)/bin/python examples/bench_lava_sim.py
+	$(VENV)/bin/python benchmarks/lava_sim.py
 
 $(VENV)/ready: $(PINS)
 	.ci/make-venv lava $(VENV)

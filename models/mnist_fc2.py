@@ -4,7 +4,7 @@
                                                 ^                                     |
                                                 +---------- Wf 300 -> 300 ------------+      one step late, no bias
 
-From the papers: feedback over several layers, last to first (IDE's multi-layer maps; SPIDE's ConvNet-F does so with convolutions), and SPIDE's MNIST settings: IF
+From the papers: feedback over several layers, last to first (IDE's multi-layer maps; SPIDE's ConvNet-F does so with convolutions), and the settings of SPIDE's published MNIST code: IF
 neurons (leak 1) with Vth 1 and u_rest -1, Vb 0.5 and u_rest_back -0.5, T 30, T_B 100, scale factor 100, dropout 0.2, batch 128, lr 0.1, momentum 0.9, input
 normalised by (0.1307, 0.3081).
 

@@ -36,19 +36,43 @@ def check_inputs(graph: Graph, inputs: Array) -> Array:
         )
     if not np.isfinite(array).all():
         raise UsageError("the input holds NaN or infinite values: clean the data first")
+    if array.size and not (array.min() >= 0 and array.max() <= 1):
+        raise UsageError(
+            f"the input holds values from {array.min():g} to {array.max():g}: give it in [0, 1], as `toolchain.data` does; normalisation is part of the network"
+        )
     return array.reshape(len(array), *population.shape)
 
 
 def input_current(graph: Graph, drive: Drive, encoded: Array) -> Array:
     """The current (samples, *population shape) that a drive injects at every step, in graph units (int64 or float64)."""
-    shape = graph.population(drive.population).shape
-    total = _exact_product(graph, drive, encoded, shape)
-    if drive.bias is not None:
-        total = total + graph.tensors[drive.bias]
     if not graph.integer:
-        return total
-    current = fixed.host_current(total, drive.shift, drive.exponent)
+        return _host_total(graph, drive, encoded)
+    current = _host_current(graph, drive, encoded)
     return current.mantissa << current.exponent
+
+
+def _host_current(graph: Graph, drive: Drive, encoded: Array) -> fixed.Mantissas:
+    return fixed.host_current(_host_total(graph, drive, encoded), drive.shift, drive.exponent)
+
+
+def _host_total(graph: Graph, drive: Drive, encoded: Array) -> Array:
+    """The host's connection and bias."""
+    total = _exact_product(graph, drive, encoded, graph.population(drive.population).shape)
+    return total if drive.bias is None else total + graph.tensors[drive.bias]
+
+
+def clipped_currents(graph: Graph, inputs: Array) -> int:
+    """How many injected input currents of `inputs` pass the 13-bit mantissa and are cut: 0 wherever `passes.quantize` found room for the worst case."""
+    if not graph.integer:
+        return 0
+    encoded = encode_input(graph, check_inputs(graph, inputs))
+    return sum(_host_current(graph, drive, encoded).clipped for drive in graph.phase("forward").drive if not _fits(graph, drive))
+
+
+def _fits(graph: Graph, drive: Drive) -> bool:
+    """Whether no input at all can cut this drive's current."""
+    record = graph.provenance.rounding.get(f"forward.{drive.population}.current")
+    return record is not None and record.clipped == 0
 
 
 def _exact_product(graph: Graph, drive: Drive, encoded: Array, shape: tuple[int, ...]) -> Array:
@@ -92,6 +116,14 @@ def error_current(graph: Graph, error: Array) -> Array:
         return current
     injected = fixed.injected(current, drive.exponent)
     return injected.mantissa << injected.exponent
+
+
+def clipped_errors(graph: Graph, error: Array) -> int:
+    """How many error currents pass the 13-bit mantissa and are cut: with |error| up to one spike's amplitude none."""
+    if not graph.integer:
+        return 0
+    drive = error_drive(graph)
+    return fixed.injected(error.astype(np.float64) * graph.scale("feedback", drive.population), drive.exponent).clipped
 
 
 def mask(graph: Graph, forward: Result, population: str) -> npt.NDArray[np.bool_]:

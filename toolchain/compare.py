@@ -3,130 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from toolchain import data
+from toolchain import codec, data
+from toolchain.comparison import Comparison, Gradient, Row, Trace
 from toolchain.deploy import Deployment, Options, available, classify, configure, started
 from toolchain.errors import UsageError
 from toolchain.feedback import Feedback, both_phases
-from toolchain.inspection import table
+from toolchain.files import ready_folder
+from toolchain.ir import Graph
 from toolchain.progress import track
 from toolchain.source import Model, Source, find
 from toolchain.target import History, Target
 
 GRADIENT_SAMPLES = 128
 """Images whose implicit gradient is compared: the batch the scale factor of the zoo's models is meant for."""
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """The feedback phase of one target on a batch, against the first target's.
-
-    cosine          by parameter, cosine of the gradients with the first target's (1 where both are zero)
-    relative_error  by parameter, |g - g_first| / |g_first|
-    spikes_per_sample, clipped and silent (shares of couples) describe the feedback phase itself
-    """
-
-    samples: int
-    loss: float
-    scale_factor: float
-    cosine: dict[str, float]
-    relative_error: dict[str, float]
-    spikes_per_sample: float
-    clipped: float
-    silent: float
-    found: Feedback
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "found"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One target: its deploy record, its agreement with the first row (share of equal predictions), and how far its rates are from the first row's."""
-
-    deployment: Deployment
-    agreement: float
-    rate_difference: dict[str, float]
-    gradient: Gradient | None
-
-    def to_json(self) -> dict[str, Any]:
-        gradient = None if self.gradient is None else self.gradient.to_json()
-        return {**self.deployment.to_json(), "agreement": self.agreement, "rate_difference": self.rate_difference, "feedback": gradient}
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Every spike and potential of one sample on one target, by population, arrays (time_steps, *shape)."""
-
-    target: str
-    sample: int
-    forward: dict[str, History]
-    feedback: dict[str, History]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` found; `drop` is the largest loss of accuracy against the first row, a fraction of 1."""
-
-    model: str
-    rows: tuple[Row, ...]
-    drop: float
-    max_drop: float | None
-    report: Path | None = None
-
-    @property
-    def reference(self) -> str:
-        return self.rows[0].deployment.target
-
-    @property
-    def passed(self) -> bool:
-        return self.max_drop is None or 100 * self.drop <= self.max_drop + 1e-9
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "reference": self.reference,
-            "drop": self.drop,
-            "max_drop_points": self.max_drop,
-            "passed": self.passed,
-            "device": self.rows[0].deployment.device,
-            "versions": self.rows[0].deployment.versions,
-            "report": None if self.report is None else str(self.report),
-            "rows": [row.to_json() for row in self.rows],
-        }
-
-    def to_text(self) -> str:
-        first = self.rows[0].deployment
-        lines = [f"{self.model} on {first.dataset}, n = {first.samples:,}, T = {first.time_steps}", "", "forward equilibrium (inference)"]
-        lines += table(
-            ["target", "accuracy %", "agreement %", "mean rate difference", "samples/s", "SynOps/sample", "saturations"],
-            [_forward_cells(row) for row in self.rows],
-        )
-        gradients = [row for row in self.rows if row.gradient is not None]
-        if gradients and gradients[0].gradient is not None:
-            lines += [
-                "",
-                f"feedback equilibrium (implicit gradient by signed spikes), n = {gradients[0].gradient.samples}, scale factor {gradients[0].gradient.scale_factor:g}",
-            ]
-            names = list(gradients[0].gradient.cosine)
-            lines += table(
-                ["target", *(f"cos {n}" for n in names if n.endswith("weight")), "spikes/sample", "silent %", "clipped %"],
-                [_gradient_cells(row, names) for row in gradients],
-            )
-        for row in self.rows:
-            if row.deployment.ran_on != row.deployment.target:
-                lines.append(f"note: target '{row.deployment.target}' is missing here; its row ran on '{row.deployment.ran_on}'")
-        lines.append(
-            f"\nlargest drop against {self.reference}: {100 * self.drop:.2f} points"
-            + ("" if self.max_drop is None else f" (allowed: {self.max_drop:g})")
-        )
-        return "\n".join(lines) + (f"\nreport: {self.report}" if self.report is not None else "")
 
 
 def compare(
@@ -150,6 +44,8 @@ def compare(
         raise UsageError(f"compare needs different targets, not '{','.join(targets)}'")
     if max_drop is not None and not max_drop >= 0:
         raise UsageError(f"max_drop is {max_drop}: give points of accuracy, 0 or more")
+    if report is not None:
+        ready_folder(Path(report))
     source = find(model)
     chosen = [(name, available(name, fallback)) for name in targets]
     loaded = data.load(dataset, samples=samples, data_dir=data_dir)
@@ -162,7 +58,8 @@ def compare(
         return comparison
     from toolchain.report import write
 
-    traces = [trace(source, target, name, loaded, device) for name, target in chosen]
+    sample = _telling(gradients[0])
+    traces = [trace(source, target, name, loaded, device, sample) for name, target in chosen]
     page = write(comparison, traces, Path(report))
     return Comparison(source.name, rows, drop, max_drop, page)
 
@@ -173,10 +70,26 @@ def trace(source: Source, target: Target, name: str, dataset: data.Dataset, devi
     with started(source, target, Options(device=asked.device, trace=True), ("forward", "feedback")) as run:
         graph = run.graph
         images, labels = dataset.images[sample : sample + 1], dataset.labels[sample : sample + 1]
+        forward = run.run(images)
+        feedback: dict[str, History] = {}
         if graph.has_phase("feedback"):
-            found = both_phases(run, source, images, labels)
-            return Trace(name, sample, _single(found.forward.history), _single(found.feedback.history))
-        return Trace(name, sample, _single(run.run(images).history), {})
+            # The error this sample has in a batch of the size the scale factor is meant for; alone it would clip.
+            error = codec.output_error(graph, forward, labels) / GRADIENT_SAMPLES
+            feedback = _single(run.run(error, phase="feedback").history)
+        return Trace(name, sample, _single(forward.history), feedback, thresholds(graph))
+
+
+def _telling(first: Feedback | None) -> int:
+    """The sample to show: the one whose error makes the most spikes in the feedback phase, since a sure answer has none to send back."""
+    if first is None:
+        return 0
+    spikes = sum(activity.reshape(len(activity), -1).sum(axis=1) for activity in first.feedback.activity.values())
+    return int(np.argmax(spikes))
+
+
+def thresholds(graph: Graph) -> dict[str, dict[str, float]]:
+    """By phase and population: the threshold of everything that spikes, in graph units."""
+    return {p.name: {name: float(d.threshold) for name, d in p.dynamics.items() if d.members != "none"} for p in graph.phases}
 
 
 def _options(target: Target, device: str) -> Options:
@@ -208,6 +121,7 @@ def _gradient(found: Feedback, reference: Feedback) -> Gradient:
         spikes_per_sample=float(sum(int(a.sum()) for a in found.feedback.activity.values()) / samples),
         clipped=found.clipped,
         silent=found.silent,
+        clipped_errors=found.clipped_errors,
         found=found,
     )
 
@@ -226,35 +140,3 @@ def _relative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
 
 def _single(history: dict[str, History]) -> dict[str, History]:
     return {name: History(h.spikes[:, 0], h.potentials[:, 0]) for name, h in history.items()}
-
-
-def _forward_cells(row: Row) -> list[str]:
-    d = row.deployment
-    difference = ", ".join(f"{name} {value:.4f}" for name, value in row.rate_difference.items())
-    name = d.target if d.ran_on == d.target else f"{d.target} (on {d.ran_on})"
-    return [
-        f"{name} [{device_name(d)}]",
-        f"{100 * d.accuracy:.2f}",
-        f"{100 * row.agreement:.2f}",
-        difference,
-        f"{d.samples_per_second:,.0f}",
-        f"{d.synaptic_operations_per_sample:,.0f}",
-        f"{d.saturations:,}",
-    ]
-
-
-def device_name(deployment: Deployment) -> str:
-    """Where a row ran: its device, and its timing where that is not the model's own."""
-    return deployment.device if deployment.timing == "step" else f"{deployment.device}, {deployment.timing}"
-
-
-def _gradient_cells(row: Row, names: Sequence[str]) -> list[str]:
-    assert row.gradient is not None
-    cosines = [f"{row.gradient.cosine[n]:.4f}" for n in names if n.endswith("weight")]
-    return [
-        row.deployment.target,
-        *cosines,
-        f"{row.gradient.spikes_per_sample:,.0f}",
-        f"{100 * row.gradient.silent:.1f}",
-        f"{100 * row.gradient.clipped:.2f}",
-    ]

@@ -51,6 +51,7 @@ class Deployment:
     spikes_per_sample: float
     synaptic_operations_per_sample: float
     saturations: int
+    clipped_currents: int
     versions: dict[str, str]
     predictions: npt.NDArray[np.int64] = field(repr=False)
     labels: npt.NDArray[np.int64] = field(repr=False)
@@ -67,6 +68,7 @@ class Deployment:
             f"({self.correct:,} correct), T {self.time_steps}, {self.timing} timing\n"
             f"{self.samples_per_second:,.0f} samples/s ({self.seconds:.2f} s, start-up {self.startup_seconds:.2f} s), {self.spikes_per_sample:,.0f} spikes and "
             f"{self.synaptic_operations_per_sample:,.0f} synaptic operations per sample, {self.saturations:,} saturations"
+            + (f", {self.clipped_currents:,} input currents clipped" if self.clipped_currents else "")
         )
 
 
@@ -137,6 +139,7 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
         spikes_per_sample=float(sum(result.activity[name].sum() for name in couples) / len(predicted)),
         synaptic_operations_per_sample=float(codec.synaptic_operations(graph, result).mean()),
         saturations=int(sum(int(s.sum()) for s in result.saturations.values())),
+        clipped_currents=sum(codec.clipped_currents(graph, dataset.images[i : i + CHUNK]) for i in range(0, len(predicted), CHUNK)),
         versions=versions(),
         predictions=predicted,
         labels=np.asarray(dataset.labels, np.int64),

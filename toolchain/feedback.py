@@ -13,6 +13,7 @@ from toolchain import codec
 from toolchain.compiler import executable, graph_for
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph, Op, Synapse, weight_of
+from toolchain.network import CLIPPED_FROM
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, get
 
@@ -28,6 +29,7 @@ class Feedback:
     gradients  d(mean cross entropy)/d(parameter) at its true scale, by parameter name ("input.weight", "hidden.0.bias", ...). Of an artefact the
                input's parameters are the folded ones (input normalisation is part of the weights)
     rates      forward rates by population; `loss` the mean cross entropy; `logits` (samples, classes)
+    clipped_errors   how many error currents were cut at the chip's 13-bit mantissa: lower the scale factor where there are any
     """
 
     beta: dict[str, Floats]
@@ -37,13 +39,14 @@ class Feedback:
     logits: Floats
     loss: float
     scale_factor: float
+    clipped_errors: int
     forward: Result
     feedback: Result
 
     @property
     def clipped(self) -> float:
-        """Share of couples that fired at every step, so that |beta| met its bound: lower the scale factor where it is not near 0."""
-        return _share([a == self.feedback.time_steps for a in self.feedback.activity.values()])
+        """Share of couples that fired at (nearly) every step, so that |beta| met its bound: lower the scale factor where it is not near 0."""
+        return _share([a >= CLIPPED_FROM * self.feedback.time_steps for a in self.feedback.activity.values()])
 
     @property
     def silent(self) -> float:
@@ -94,6 +97,7 @@ def both_phases(run: Executable, source: Source, images: Array, labels: Array) -
         logits=scores,
         loss=_cross_entropy(scores, labels),
         scale_factor=gain,
+        clipped_errors=codec.clipped_errors(graph, error),
         forward=forward,
         feedback=back,
     )

@@ -24,3 +24,14 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def ready_folder(path: Path) -> None:
+    """Make the folder `path` now, before work whose result goes there; ArtifactError where it cannot be written."""
+    probe = path / f".{os.getpid()}.part"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ArtifactError(f"cannot write into folder '{path}' ({error.strerror}): choose a writable place with free space") from None

@@ -16,6 +16,9 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 Shape = tuple[int, ...]
 
+CLIPPED_FROM = 0.98
+"""A couple counts as clipped from this fraction of the largest |beta| on: the first steps, before the error arrives, may pass without a spike."""
+
 
 class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The ternary couple of one network (IDE, Xiao et al., NeurIPS 2021; SPIDE, Xiao et al., Neural Networks 2023), in the model's unit of potential.

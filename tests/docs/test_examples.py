@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -15,24 +16,33 @@ import yaml
 from toolchain import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = {"own_network.py": [], "compare_targets.py": ["10"], "bench_lava_sim.py": ["16", "2"]}
+EXAMPLES = {"own_network.py": [], "compare_targets.py": ["10"]}
 README = (ROOT / "README.md").read_text()
 
 
-def run(*words: str) -> None:
+def run(*words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=250, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout
+    return done.stdout
 
 
 def test_every_example_is_tested():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == EXAMPLES.keys()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.lava) if "lava" in n else n for n in EXAMPLES])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name):
     run(str(ROOT / "examples" / name), *EXAMPLES[name])
+
+
+@pytest.mark.lava
+def test_the_benchmark_prints_every_row_and_its_ratio():
+    made = run(str(ROOT / "benchmarks" / "lava_sim.py"), "--samples", "16", "--stock-samples", "2")
+    record = json.loads(made.splitlines()[-1])
+    assert [row["samples"] for row in record["rows"]] == [16, 2, 2, 2]
+    assert all(row["samples_per_second"] > 0 for row in record["rows"])
 
 
 def test_the_config_trains_and_its_run_deploys(tmp_path):

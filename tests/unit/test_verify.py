@@ -214,3 +214,32 @@ def test_both_timing_modes_are_identical_on_their_targets(net, timing):
     found = toolchain.verify(artifact, targets=("reference", "sim"), dataset="digits", samples=10)
     assert found.passed
     assert found.timing == timing
+
+
+def test_inputs_outside_the_unit_interval_are_refused_everywhere(net):
+    images, labels = np.full((2, 1, 8, 8), 1.5), np.zeros(2, np.int64)
+    for target in ("torch", "sim", "reference"):
+        with pytest.raises(UsageError, match=r"the input holds values from 1.5 to 1.5: give it in \[0, 1\]"):
+            toolchain.feedback(net, images, labels, target=target)
+
+
+def test_a_cut_error_current_is_counted(net):
+    images, labels = np.zeros((1, 1, 8, 8)), np.zeros(1, np.int64)
+    assert toolchain.feedback(net, images, labels, target="sim", scale_factor=1.0).clipped_errors == 0
+    assert toolchain.feedback(net, images, labels, target="sim", scale_factor=1e6).clipped_errors > 0
+
+
+def test_a_cut_input_current_is_counted(net):
+    with torch.no_grad():
+        net.input.weight.mul_(300)
+    found = toolchain.deploy(net, target="sim", dataset="digits", samples=20)
+    assert found.clipped_currents > 0
+    assert "input currents clipped" in found.to_text()
+
+
+@pytest.mark.cuda
+def test_the_torch_row_runs_on_a_gpu(net):
+    gpu = toolchain.deploy(net, target="torch", dataset="digits", samples=100, device="cuda")
+    cpu = toolchain.deploy(net, target="torch", dataset="digits", samples=100, device="cpu")
+    assert gpu.device != "cpu"
+    assert (gpu.predictions == cpu.predictions).mean() >= 0.99

@@ -29,6 +29,7 @@ from torch import Tensor
 from toolchain.layers import Equilibrium, FeedbackSNN, Map, advance, current, leak_sum
 from toolchain.methods import Batch, common
 from toolchain.methods.common import ReadoutError, dropout_factors, readout_error
+from toolchain.network import CLIPPED_FROM
 
 __all__ = [
     "Feedback",
@@ -45,9 +46,6 @@ __all__ = [
 
 CLIPPED_SHARE = 0.001
 """The automatic scale factor is half the largest at which this share of couples clips."""
-
-BOUND = 0.98
-"""A couple counts as clipped from this fraction of the largest |beta| on: the first steps, before the error arrives, may pass without a spike."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def feedback_stage(model: FeedbackSNN, forward: Forward, error: Tensor, *, trace
     return Feedback(
         beta=beta,
         activity=tuple(a.to(torch.int32) for a in activity),
-        clipped=tuple(b.abs() >= BOUND * neuron.reset_back for b in beta),
+        clipped=tuple(b.abs() >= CLIPPED_FROM * neuron.reset_back for b in beta),
         trains=tuple(torch.stack(train) for train in trains) if trace else (),
     )
 

@@ -1,0 +1,59 @@
+"""The catalogue: every network has its file, its weights and its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from toolchain import data, models
+from toolchain.errors import UsageError
+from toolchain.layers import describe
+
+PARAMETERS = {"mnist-fc": 478_010, "mnist-fc2": 418_810, "digits-fc": 3_434}
+ACCURACY = {"mnist-fc": ("mnist-1k", 0.97), "mnist-fc2": ("mnist-1k", 0.97), "digits-fc": ("digits", 0.88)}
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_networks_have_their_size(name: str) -> None:
+    built = models.get(name).build(seed=3)
+    assert sum(p.numel() for p in built.parameters()) == PARAMETERS[name]
+    again = models.get(name).build(seed=3).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in built.state_dict().items())
+    assert not torch.equal(models.get(name).build(seed=4).input.weight, built.input.weight)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_shipped_weights_do_what_the_card_says(name: str) -> None:
+    model = models.load(name)
+    assert describe(model) == describe(models.get(name).build())
+    dataset, least = ACCURACY[name]
+    images = data.load(dataset)
+    with torch.no_grad():
+        predicted = model(torch.from_numpy(images.images)).argmax(1).numpy()
+    assert (predicted == images.labels).mean() >= least
+    card = models.get(name).weights.with_suffix(".md").read_text()
+    assert f"`toolchain train {name} -o RUN" in card
+    assert "Licence" in card
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_weights_have_no_outliers_that_cost_8_bit_precision(name: str) -> None:
+    for key, weight in models.load(name).state_dict().items():
+        if weight.ndim == 2:
+            assert float(weight.abs().max()) < 20 * float(weight.std()), key
+
+
+def test_unknown_networks_list_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="digits-fc, mnist-fc, mnist-fc2"):
+        models.get("resnet")
+
+
+def test_every_network_is_described_in_one_line() -> None:
+    for name in models.names():
+        spec = models.get(name)
+        assert "\n" not in spec.description
+        assert (Path(models.__file__).parent / f"{spec.module}.py").is_file()
+        assert np.isfinite(spec.training.lr)
