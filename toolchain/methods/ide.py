@@ -13,7 +13,7 @@ script trains with. threshold 0 leaves beta = g (phantom gradient).
 
 Where the authors' code departs from the method, this is what we do (`as_published=True` gives theirs):
 - J uses the running statistics of batch normalisation, as the simulation does. Published: for several layers J uses the batch's, which couples samples.
-- Running statistics take in each batch once. Published: those of the input connection take it in twice.
+- Running statistics take in each batch once. Published: those of the input connection take in a constant input twice.
 """
 
 from __future__ import annotations
@@ -204,22 +204,28 @@ def run(
     last = model.layers - 1
     state = tuple(sorted({source for source, _ in model.loops} | {last}))
     mean = model.weighted_input(x)
-    rates = {layer: found.rates[layer] for layer in state}
-    if as_published and model.training:
+    rates = {layer: found.rates[layer].detach().requires_grad_() for layer in state}
+    if as_published and model.training and not model.prepared(x)[1]:
         with torch.no_grad():
             current(model.input, mean, "the input connection", "learn")
     with torch.set_grad_enabled(True):
         mapped = rate_map(model, mean, rates, dropout, ("learn", "learn") if model.training else ("running", "running"))
-    point = rates if model.layers == 1 else {layer: mapped[layer].detach() for layer in state}
+    if model.layers == 1:
+        point = rates
+        product = _transposed_jacobian([mapped[layer] for layer in state], [rates[layer] for layer in state])
+    else:
+        point = {layer: mapped[layer].detach().requires_grad_() for layer in state}
+        with torch.set_grad_enabled(True):
+            again = rate_map(model, mean, point, dropout, _linear_statistics(model, as_published))
+        product = _transposed_jacobian([again[layer] for layer in state], [point[layer] for layer in state])
     error = {layer: readout.error if layer == last else torch.zeros_like(rates[layer]) for layer in state}
-    product = _transposed_jacobian(model, mean, point, dropout, _linear_statistics(model, as_published))
     solution = solve(product, _joined([error[layer] for layer in state]), solver, threshold)
     beta = _split(solution.beta, [rates[layer] for layer in state])
     parameters = {name: p for name, p in model.named_parameters() if not name.startswith("readout.")}
     outputs = [mapped[layer] for layer in state]
     grads: Sequence[Tensor | None] = torch.autograd.grad(outputs, list(parameters.values()), beta, allow_unused=True)
     gradients = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads, strict=True)}
-    places = tuple(point[layer] for layer in state)
+    places = tuple(point[layer].detach() for layer in state)
     return Pass(found, readout, state, places, tuple(error[layer] for layer in state), tuple(beta), solution, gradients | readout.gradients)
 
 
@@ -230,18 +236,8 @@ def _linear_statistics(model: FeedbackSNN, as_published: bool) -> tuple[Statisti
     return "batch", "batch" if as_published else "running"
 
 
-def _transposed_jacobian(
-    model: FeedbackSNN,
-    mean_input: Tensor,
-    point: Mapping[int, Tensor],
-    dropout: Mapping[str, Tensor],
-    statistics: tuple[Statistics, Statistics],
-) -> Callable[[Tensor], Tensor]:
-    """v -> J^T v of the rate map at `point`, both as (samples, values of the state)."""
-    leaves = {layer: rate.detach().requires_grad_() for layer, rate in point.items()}
-    with torch.set_grad_enabled(True):
-        mapped = rate_map(model, mean_input, leaves, dropout, statistics)
-    outputs, inputs = [mapped[layer] for layer in leaves], list(leaves.values())
+def _transposed_jacobian(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """v -> J^T v, J = d outputs/d inputs, both as (samples, values of the state)."""
 
     def product(v: Tensor) -> Tensor:
         grads: Sequence[Tensor | None] = torch.autograd.grad(outputs, inputs, _split(v, inputs), retain_graph=True, allow_unused=True)
