@@ -162,3 +162,36 @@ def test_gradients_do_not_depend_on_how_the_module_got_its_batch(method: str) ->
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert found[0].keys() == dict(model.named_parameters()).keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+class Meter:
+    """Bytes that autograd keeps alive for a backward pass: now, and at the most."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def pack(self, tensor: torch.Tensor) -> Kept:
+        return Kept(tensor, self)
+
+
+class Kept:
+    def __init__(self, tensor: torch.Tensor, meter: Meter) -> None:
+        self.tensor, self.meter, self.size = tensor, meter, tensor.numel() * tensor.element_size()
+        meter.now += self.size
+        meter.peak = max(meter.peak, meter.now)
+
+    def __del__(self) -> None:
+        self.meter.now -= self.size
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_memory_does_not_grow_with_time_but_where_the_method_needs_it(method: str) -> None:
+    peaks = []
+    for time_steps in (5, 25):
+        model, meter = fitting(method), Meter()
+        model.time_steps = time_steps
+        with torch.autograd.graph.saved_tensors_hooks(meter.pack, lambda kept: kept.tensor):
+            methods.get(method, 20.0).gradients(model, torch.rand(16, 64), torch.arange(16) % 10, torch.Generator())
+        peaks.append(meter.peak)
+    assert peaks[0] > 0
+    assert (peaks[1] == peaks[0]) == (method != "dsr")  # batch normalisation over all steps at once
