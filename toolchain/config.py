@@ -152,7 +152,7 @@ def _numbers(found: Any) -> Any:
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
-    """`changes` over a copy of `base`, key by key; a key that `base` lacks is unknown (an empty base leaves the judgement to the types)."""
+    """`changes` over a copy of `base`, key by key (a connection of another type replaces the whole); a key that `base` lacks is unknown (an empty base leaves the judgement to the types)."""
     merged = deepcopy(base)
     for key, value in changes.items():
         if base and key not in base:
@@ -160,7 +160,9 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any], prefix: str, where
                 f"{where}: unknown setting '{prefix}{key}': choose one of {', '.join(prefix + known for known in sorted(base))}"
             )
         old = base.get(key)
-        merged[key] = _merged(old, value, f"{prefix}{key}.", where) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        merged[key] = value
+        if isinstance(old, dict) and isinstance(value, Mapping) and value.get("type", old.get("type")) == old.get("type"):
+            merged[key] = _merged(old, value, f"{prefix}{key}.", where)
     return merged
 
 

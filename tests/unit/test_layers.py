@@ -68,6 +68,8 @@ def test_the_linear_part_and_its_transpose(connection: tuple[nn.Module, tuple[in
     linear = made - current(module, torch.zeros_like(x))
     back = torch.randn_like(made)
     (transposed,) = torch.autograd.grad(made, x, back)
+    alone = kinds.constant(module, shape)
+    assert torch.allclose(current(module, torch.zeros_like(x))[:1], torch.zeros(()).double() if alone is None else alone, atol=1e-14)
     prepared = kinds.prepare(module, shape, "it", 1.5)
     total, spread = torch.ones_like(made), torch.ones_like(x)
     prepared.add(total, x.detach())

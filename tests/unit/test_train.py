@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from toolchain import checkpoint, config, data, methods, models
 from toolchain.config import Training
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
-from toolchain.layers import describe
+from toolchain.layers import Spectral, describe
 from toolchain.train import learning_rate, load, train
 
 training = sys.modules["toolchain.train"]  # `toolchain.train` is the function
@@ -220,6 +220,27 @@ def test_a_run_folder_and_its_checkpoint_load_the_same(run: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     assert describe(one).time_steps == 10
     assert not one.training
+
+
+def test_a_convolutional_network_is_described_in_yaml(tmp_path: Path) -> None:
+    described = tmp_path / "convolutions.yaml"
+    described.write_text(
+        """
+model: digits-fc
+method: ide
+network:
+  input: {type: chain, parts: [{type: conv2d, inputs: 1, outputs: 4, kernel: 3, stride: 2, padding: 1}, {type: batch-norm, features: 4, images: true}]}
+  hidden: [{type: avg-pool2d, kernel: 2}]
+  feedback: [{source: 0, target: 0, connection: {type: conv2d, inputs: 4, outputs: 4, kernel: 3, padding: 1, bias: false, limit: {type: spectral}}}]
+  readout: {type: linear, inputs: 16, outputs: 10}
+  neuron: {threshold: 0.5, u_rest: 0}
+  time_steps: 5
+train: {epochs: 3, options: {solver: iter, threshold: 3}}
+"""
+    )
+    outcome = train(described, output=tmp_path / "run")
+    assert outcome.held_out_accuracy > 0.2
+    assert describe(load(tmp_path / "run")).feedback[0].connection.limit == Spectral()
 
 
 def test_settings_are_read_as_yaml() -> None:

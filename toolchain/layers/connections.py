@@ -16,7 +16,7 @@ from torch.nn import functional
 from toolchain import network as plain
 from toolchain.errors import UsageError
 from toolchain.layers.maps import ConvMap, ConvTransposeMap, DenseMap, Map, PoolMap, ScaleMap, Shape, UpsampleMap, chain
-from toolchain.layers.weights import Limited, Scale, Standardized, linear, weighted
+from toolchain.layers.weights import Limited, Scale, Standardized, linear, weighted, weighted_bias
 
 EVENT_EPS = 1e-8
 """Added to the variance of an event input's mean current, in place of batch normalisation's own eps (IDE's authors)."""
@@ -40,6 +40,22 @@ def current(module: nn.Module, values: Tensor, where: str = "a connection", stat
     for part in parts(module):
         values = kind_of(part, where).current(part, values, statistics)
     return values
+
+
+@torch.no_grad()
+def constant(module: nn.Module, shape: Shape, where: str = "a connection") -> Tensor | None:
+    """The current without any spikes from a source of `shape`, (1, *target shape) with running statistics, or None for nothing; no product with a weight."""
+    made: Tensor | None = None
+    for part in parts(module):
+        described = kind_of(part, where).describe(part, where)
+        source, shape = shape, plain.output_shape(described, shape, where)
+        if made is not None:
+            made = current(part, made, where)
+        elif isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            made = current(part, part.weight.new_zeros(1, *source), where)
+        elif plain.has_bias(described):
+            made = weighted_bias(part, where).reshape(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
+    return made
 
 
 def prepare(module: nn.Module, shape: Shape, where: str, factor: float = 1.0) -> Map:

@@ -129,4 +129,12 @@ def weighted(module: nn.Module, where: str) -> tuple[Weighted, Tensor]:
     raise UsageError(f"{where} is a {type(module).__name__}, which has no weight of its own")
 
 
-__all__ = ["Limited", "Scale", "Spectral", "Standardized", "linear", "weighted"]
+def weighted_bias(module: nn.Module, where: str) -> Tensor:
+    """The bias of a module with weights; UsageError where it has none."""
+    bias = (module.op if isinstance(module, (Limited, Standardized)) else module).bias
+    if isinstance(bias, Tensor):
+        return bias
+    raise UsageError(f"{where} is a {type(module).__name__} without a bias")
+
+
+__all__ = ["Limited", "Scale", "Spectral", "Standardized", "linear", "weighted", "weighted_bias"]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolchain.layers import FeedbackSNN, current
+from toolchain.layers.connections import constant
 from toolchain.methods import Batch, common
 from toolchain.methods.common import dropout_factors
 from toolchain.methods.ottt import Gradients, Pass, batch_of, replace, spike, step_loss
@@ -58,11 +59,10 @@ class _Accumulation:
 
     def _current(self, module: nn.Module, name: str, accumulated: Tensor, layer: int) -> Tensor:
         """W a + b L, the bias with gradient factor 1."""
-        where, shape = f"connection '{name}'", (len(accumulated), *self.shapes[layer])
-        made = current(module, accumulated, where).reshape(shape)
-        with torch.no_grad():
-            constant = current(module, torch.zeros_like(accumulated[:1]), where).reshape(1, *self.shapes[layer])
-        return made + (self.leaks - 1) * constant
+        where = f"connection '{name}'"
+        made = current(module, accumulated, where).reshape(-1, *self.shapes[layer])
+        bias = constant(module, tuple(accumulated.shape[1:]), where)
+        return made if bias is None else made + (self.leaks - 1) * bias.reshape(1, *self.shapes[layer])
 
     def _feedback(self) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
