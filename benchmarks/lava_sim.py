@@ -19,11 +19,11 @@ import numpy as np
 
 from toolchain import codec, data
 from toolchain.compiler import forward_only, graph_for
-from toolchain.deploy import versions
 from toolchain.describe import table
 from toolchain.source import find
 from toolchain.target import Executable, Result, join
 from toolchain.targets.lava_sim import LAVA_SIM
+from toolchain.versions import versions
 
 
 def timed(run: Executable, images: np.ndarray, at_once: int) -> tuple[float, Result]:

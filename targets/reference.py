@@ -51,8 +51,8 @@ class Run:
             masks = {}
         else:
             encoded = None
-            forward = self._latch.forward(len(inputs))
             error = codec.check_error(graph, inputs)
+            forward = self._latch.forward(len(error))
             currents = {d.population: codec.error_current(graph, error) for d in plan.drive}
             masks = {s.gate: codec.mask(graph, forward, s.gate) for s in plan.synapses if s.gate is not None}
         result = simulate(graph, plan, len(inputs), encoded, currents, masks, trace=self._trace)

@@ -72,9 +72,12 @@ class _Integers:
         if widest >= EXACT_FLOAT64:
             raise GraphError(f"a sum of phase '{phase.name}' can reach {widest}, above 2^53: lower the weights or the input levels")
         # All products of a phase share one type, so a spike vector is made once for all its synapses.
-        self.spike: torch.dtype = torch.float32 if widest < EXACT_FLOAT32 else torch.float64
-        # Every source fires at most once between two steps of its target, in either timing.
-        arriving = [sum(bounds[id(s)][1] for s in phase.synapses if s.target == name) for name in phase.order]
+        shortened = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        self.spike: torch.dtype = torch.float32 if widest < EXACT_FLOAT32 and not shortened else torch.float64
+        # A source fires at most once between two steps of its target, but its spikes may pile up before the target's first step.
+        timing = phase.timing
+        piled = 1 + max(timing.start.values(), default=0) // timing.period
+        arriving = [piled * sum(bounds[id(s)][1] for s in phase.synapses if s.target == name) for name in phase.order]
         largest = POTENTIAL_LIMIT + max(arriving, default=0) + _constant_bound(graph, phase)
         self.potential: torch.dtype = (
             torch.int32 if largest <= INT32_SAFE and all(d.leak == 1 for d in phase.dynamics.values()) else torch.int64

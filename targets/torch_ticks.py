@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from toolchain import codec
-from toolchain.errors import UsageError
 from toolchain.ir import Array, Dynamics, Graph, Phase, Synapse
 from toolchain.target import History, Latch, Result, join
 
@@ -49,8 +48,6 @@ class TickRun:
         else:
             values = codec.check_error(self.graph, inputs)
             forward = self._latch.forward(len(values))
-        if len(values) == 0:
-            raise UsageError("there are no samples to run: give at least 1")
         with torch.inference_mode():
             parts = [self._chunk(plan, values[i : i + self._batch], forward, i) for i in range(0, len(values), self._batch)]
         result = join(parts)
@@ -145,7 +142,8 @@ def simulate(
                 _advance(
                     state, arithmetic, _sum(state.waiting, currents.get(name), _from_step(phase, name, constant, model_step)), tick, trace
                 )
-                state.emitted.pop(tick - longest - 1, None)
+                for old in [earlier for earlier in state.emitted if earlier < tick - longest]:
+                    del state.emitted[old]
     return _result(graph, phase, states)
 
 

@@ -163,7 +163,7 @@ def _random_graph(
     error_exponent = WEIGHT_EXPONENT_MAX if numbers == "saturating" else 0
     drive = () if graded else (_input_drive(draw, names[0], shapes[names[0]], inputs, tensors, numbers, integer),)
     head = ("input", *names) if graded else tuple(names)
-    forward = Phase("forward", time_steps, (*head, "readout"), forward_dynamics, tuple(synapses), bias, drive, tuple(names))
+    forward = Phase("forward", time_steps, (*head, "readout"), forward_dynamics, tuple(synapses), bias, drive)
     transposed = tuple(_transposed(synapse) for synapse in reversed(between))
     feedback = Phase(
         "feedback",
@@ -172,7 +172,6 @@ def _random_graph(
         feedback_dynamics,
         transposed,
         drive=(Drive(names[-1], "error", gain=4.0, exponent=error_exponent if integer else 0),),
-        record=tuple(names),
     )
     step = 4095.0 * 2**WEIGHT_EXPONENT_MAX if numbers == "saturating" else 256.0
     unit = step if integer else 0.25

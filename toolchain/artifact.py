@@ -28,8 +28,8 @@ LARGEST_FILE = 4 * 2**30
 class Golden(ir.Part, frozen=True):
     """Seeded inputs and what the reference made of them: `toolchain verify --replay` compares any machine with it.
 
-    Tensors: `inputs` (samples, *input shape) in [0, 1]; `error` for the feedback phase; `PHASE.counts.POPULATION`, and
-    `PHASE.potentials.POPULATION`, the final potentials.
+    Tensors: `inputs` (samples, *input shape) in [0, 1]; `error` for the feedback phase; `PHASE.counts.POPULATION`,
+    `PHASE.potentials.POPULATION` (the final ones) and `PHASE.saturations.POPULATION`.
     """
 
     samples: int
@@ -109,7 +109,23 @@ def read(path: str | os.PathLike[str]) -> Artifact:
     graph = _graph(file, header.graph, "graph", tensors)
     float_graph = None if header.float_graph is None else _graph(file, header.float_graph, "float", tensors)
     golden = {name.removeprefix("golden/"): tensor for name, tensor in tensors.items() if name.startswith("golden/")}
+    _require_golden(file, graph, header.golden, golden)
     return Artifact(graph, float_graph, header.target, header.pipeline, header.toolchain, header.golden, golden)
+
+
+def _require_golden(file: Path, graph: Graph, golden: Golden, tensors: Mapping[str, Array]) -> None:
+    """Golden vectors must be of phases the graph has, with inputs for each and one row a sample."""
+    needed = {"forward": "inputs", "feedback": "error"}
+    for phase in golden.phases:
+        if phase not in needed or not graph.has_phase(phase):
+            raise ArtifactError(f"'{file}' has golden vectors of phase '{phase}', which its graph lacks: compile it again")
+        if needed[phase] not in tensors:
+            raise ArtifactError(f"'{file}' lacks tensor 'golden/{needed[phase]}': compile it again")
+    for name, tensor in tensors.items():
+        if len(tensor) != golden.samples:
+            raise ArtifactError(
+                f"'{file}' has {len(tensor)} rows in tensor 'golden/{name}' for {golden.samples} golden samples: compile it again"
+            )
 
 
 def _raw(file: Path) -> tuple[str, dict[str, Array]]:

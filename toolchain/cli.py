@@ -161,7 +161,7 @@ def train(
 )
 def compile(
     model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.fsnn", help="The artefact to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.fsnn", help="The artefact to write; missing folders are made.")],
     target: Annotated[str, typer.Option(metavar="T", help="The target whose passes run.")] = "lava-sim",
     chip: Annotated[str, typer.Option(metavar="CHIP", help="The chip whose limits hold.")] = "loihi2",
     weight_bits: Annotated[int, typer.Option(metavar="BITS", help="Bits of a weight's mantissa.")] = 8,
@@ -221,7 +221,7 @@ def deploy(
     synapses: Annotated[str, typer.Option(metavar="own|stock", help="lava-sim: our synapse processes, or Lava's.")] = "own",
     device: Device = "auto",
     fallback: Fallback = None,
-    predictions: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Write labels, predictions and logits.")] = None,
+    predictions: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Write predictions, labels, logits and rates.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Not part of this version.")] = False,
     data_dir: DataDir = None,
     json: Json = False,

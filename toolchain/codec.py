@@ -34,13 +34,19 @@ def check_inputs(graph: Graph, inputs: Array) -> Array:
         raise UsageError(
             f"'{graph.provenance.model}' takes samples of {prod(population.shape)} values, shape {population.shape}, but the input has shape {array.shape}: one sample a row"
         )
+    _require_samples(array)
     if not np.isfinite(array).all():
         raise UsageError("the input holds NaN or infinite values: clean the data first")
-    if array.size and not (array.min() >= 0 and array.max() <= 1):
+    if not (array.min() >= 0 and array.max() <= 1):
         raise UsageError(
             f"the input holds values from {array.min():g} to {array.max():g}: give it in [0, 1], as `toolchain.data` does; normalisation is part of the network"
         )
     return array.reshape(len(array), *population.shape)
+
+
+def _require_samples(array: Array) -> None:
+    if len(array) == 0:
+        raise UsageError("there are no samples to run: give at least 1")
 
 
 def input_current(graph: Graph, drive: Drive, encoded: Array) -> Array:
@@ -90,6 +96,7 @@ def check_error(graph: Graph, error: Array) -> Array:
         raise UsageError(
             f"the feedback phase takes the error of population '{population.name}', shape {population.shape} a sample, but got shape {array.shape}"
         )
+    _require_samples(array)
     if not np.isfinite(array).all():
         raise UsageError("the error holds NaN or infinite values: check the loss")
     return array.reshape(len(array), *population.shape)
@@ -157,16 +164,20 @@ def logits(graph: Graph, forward: Result) -> npt.NDArray[np.float64]:
     return scores + graph.tensors[phase.bias[readout].tensor] if readout in phase.bias else scores
 
 
-def output_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.float64]:
-    """d(gain * mean cross entropy)/d(rate of the driven population), (samples, *shape): gain * (softmax - onehot)/samples through the readout."""
-    drive = error_drive(graph)
-    return drive.gain * logit_error(graph, forward, labels) @ readout_weight(graph)
+def output_error(graph: Graph, forward: Result, labels: Array, gain: float | None = None) -> npt.NDArray[np.float64]:
+    """d(gain * mean cross entropy)/d(rate of the driven population), (samples, *shape): gain * (softmax - onehot)/samples through the readout.
+
+    `gain` defaults to the drive's own.
+    """
+    factor = error_drive(graph).gain if gain is None else gain
+    return factor * logit_error(graph, forward, labels) @ readout_weight(graph)
 
 
 def logit_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.float64]:
     """d(mean cross entropy)/d(logits), (samples, classes)."""
     scores = logits(graph, forward)
-    if labels.shape != (len(scores),) or labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
+    whole = np.issubdtype(labels.dtype, np.integer)
+    if not whole or labels.shape != (len(scores),) or labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
         raise UsageError(
             f"labels must be {len(scores)} whole numbers from 0 to {scores.shape[1] - 1}, not shape {labels.shape} with values up to {labels.max(initial=0)}"
         )
@@ -196,20 +207,43 @@ def error_drive(graph: Graph) -> Drive:
     raise GraphError("the feedback phase has no error drive: run the adjoint pass")
 
 
-def synaptic_operations(graph: Graph, result: Result) -> npt.NDArray[np.float64]:
-    """Synaptic operations of each sample, (samples,): spikes between populations times the nonzero weights they meet.
+def synaptic_operations(
+    graph: Graph, result: Result, *, inputs: Array | None = None, forward: Result | None = None
+) -> npt.NDArray[np.float64]:
+    """Synaptic operations of each sample, (samples,): spikes that are sent on the chip times the nonzero weights they meet.
 
     A ternary spike is a spike of one member of the couple. With only the plus members on (forward) it meets each weight once; with both
-    members on (feedback) it meets it twice, at the plus and the minus member of its target. Gated spikes are not sent.
+    members on (feedback) it meets it twice, at the plus and the minus member of its target. Gated spikes are not sent: a feedback phase needs the
+    `forward` result for its masks. An input population on the chip (`--input graded`) sends every nonzero value at every step: `inputs` are counted
+    then; a connection that the host applies costs the chip none.
     """
     phase = graph.phase(result.phase)
     samples = len(next(iter(result.activity.values())))
     total = np.zeros(samples)
     for synapse in phase.synapses:
-        if synapse.source in result.activity and graph.population(synapse.source).kind == "couple":
-            members = 2 if phase.dynamics[synapse.target].members == "both" else 1
-            total += members * (result.activity[synapse.source].reshape(samples, -1) @ _fan_out(graph, synapse))
+        if graph.population(synapse.source).kind == "input" and not graph.integer:
+            continue  # a float graph runs on no chip: its first connection counts as the host's
+        members = 2 if phase.dynamics[synapse.target].members == "both" else 1
+        sent = _sent(graph, result, synapse, inputs, forward)
+        total += members * (sent.reshape(samples, -1) @ _fan_out(graph, synapse))
     return total
+
+
+def _sent(graph: Graph, result: Result, synapse: Synapse, inputs: Array | None, forward: Result | None) -> Array:
+    """How often each neuron of a synapse's source sends, (samples, *shape)."""
+    if graph.population(synapse.source).kind == "input":
+        if inputs is None:
+            raise GraphError(f"input population '{synapse.source}' sends on the chip: give the inputs to count its synaptic operations")
+        sent: Array = (encode_input(graph, check_inputs(graph, inputs)) != 0) * graph.phase(result.phase).time_steps
+        return sent
+    activity = result.activity[synapse.source]
+    if synapse.gate is None:
+        return activity
+    if forward is None:
+        raise GraphError(
+            f"synapse '{synapse.source}' -> '{synapse.target}' is gated: give the forward result to count its synaptic operations"
+        )
+    return activity * mask(graph, forward, synapse.gate)
 
 
 def _fan_out(graph: Graph, synapse: Synapse) -> npt.NDArray[np.float64]:

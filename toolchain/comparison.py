@@ -80,6 +80,15 @@ class Comparison:
         return self.rows[0].deployment.target
 
     @property
+    def warnings(self) -> list[str]:
+        """A sentence for each kind of value that did not fit the chip, with the targets it concerns; empty where all fitted."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            for sentence in _cuts(row):
+                found.setdefault(sentence, []).append(row.deployment.target)
+        return [f"{', '.join(targets)}: {sentence}" for sentence, targets in found.items()]
+
+    @property
     def passed(self) -> bool:
         return self.max_drop is None or 100 * self.drop <= self.max_drop + 1e-9
 
@@ -117,11 +126,44 @@ class Comparison:
         for row in self.rows:
             if row.deployment.ran_on != row.deployment.target:
                 lines.append(f"note: target '{row.deployment.target}' is missing here; its row ran on '{row.deployment.ran_on}'")
+        lines += [f"warning: {warning}" for warning in self.warnings]
         lines.append(
             f"\nlargest drop against {self.reference}: {100 * self.drop:.2f} points"
             + ("" if self.max_drop is None else f" (allowed: {self.max_drop:g})")
         )
         return "\n".join(lines) + (f"\nreport: {self.report}" if self.report is not None else "")
+
+
+def _cuts(row: Row) -> list[str]:
+    """What was cut to fit the chip: input currents, error currents, and potentials of either phase."""
+    found = []
+    if row.deployment.clipped_currents:
+        found.append(
+            f"{_counted(row.deployment.clipped_currents, 'input current')} clipped at the 13-bit mantissa: "
+            "compile with --input graded, or make the first connection's weights smaller"
+        )
+    if row.deployment.saturations:
+        found.append(
+            f"{_counted(row.deployment.saturations, 'saturation')} in the forward phase, potentials held at 24 bit: compile with fewer --weight-bits"
+        )
+    if row.gradient is None:
+        return found
+    if row.gradient.clipped_errors:
+        found.append(
+            f"{_counted(row.gradient.clipped_errors, 'error current')} clipped at the 13-bit mantissa: "
+            f"lower the scale factor, which is {row.gradient.scale_factor:g}"
+        )
+    saturations = sum(int(s.sum()) for s in row.gradient.found.feedback.saturations.values())
+    if saturations:
+        found.append(
+            f"{_counted(saturations, 'saturation')} in the feedback phase, potentials held at 24 bit: "
+            f"lower the scale factor, which is {row.gradient.scale_factor:g}, or compile with fewer --weight-bits"
+        )
+    return found
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _forward_cells(row: Row) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ import toolchain
 from toolchain import artifact, codec, config
 from toolchain.artifact import Artifact, Golden
 from toolchain.describe import Inspection
-from toolchain.errors import DesignRuleError, UsageError
+from toolchain.errors import DesignRuleError, UsageError, unknown
 from toolchain.ir import Array, Graph
 from toolchain.passes import FLOAT_PIPELINE, Pipeline
 from toolchain.source import Model, Source, find
-from toolchain.target import Executable, Target, get
+from toolchain.target import Executable, Result, Target, get
+
+FLAGS = {"quantize.weight_bits": 8, "retime.mode": "exact", "inject.mode": "bias"}
+"""Pass options that flags set, and the flags' defaults: a setting may replace a default, not a choice."""
 
 GOLDEN_SEED = 0
 GOLDEN_SAMPLES = 4
@@ -77,14 +80,19 @@ def compile(
         raise UsageError(f"'{source.name}' is compiled already: give compile the model it was made of")
     _only("chip", chip, "loihi2")
     chosen = get(target)
-    options = _options(weight_bits, timing, input, settings)
-    graph, float_graph = _build(source, chosen, options, time_steps, feedback_steps)
-    dumped = None
-    if dump_after is not None:
-        dumped = describe_after(source, chosen, options, dump_after, time_steps, feedback_steps)
+    pipeline = chosen.pipeline.with_options(**_options(weight_bits, timing, input, settings))
+    seen: dict[str, Graph] = {}
+    start = lowered(source, time_steps, feedback_steps)
+    graph = replace(pipeline, watch=lambda name, before, after: seen.update({name: after}))(start)
+    if not graph.integer:
+        raise UsageError(
+            f"target '{chosen.name}' runs float graphs, which need no artefact: deploy the model itself, or compile for lava-sim, sim or reference"
+        )
+    dumped = None if dump_after is None else _dump(seen, dump_after, target)
+    _require_fit(chosen, graph)
     made = Artifact(
         graph=graph,
-        float_graph=float_graph if float_tensors else None,
+        float_graph=FLOAT_PIPELINE.until("adjoint")(start) if float_tensors else None,
         target=target,
         pipeline=str(chosen.pipeline),
         toolchain=toolchain.__version__,
@@ -121,7 +129,7 @@ def graph_for(source: Source, chosen: Target) -> Graph:
     for graph in candidates:
         rest = _remaining(chosen.pipeline, graph)
         if rest is not None:
-            return rest(graph)
+            return _as_compiled(rest, source.artifact.graph)(graph)
     if source.artifact.float_graph is None:
         raise UsageError(
             f"'{source.name}' was compiled without its float tensors, which target '{chosen.name}' needs: compile it again without --no-float"
@@ -136,9 +144,7 @@ def executable(chosen: Target, graph: Graph) -> Executable:
     missing = chosen.available()
     if missing is not None:
         raise UsageError(missing)
-    violations = chosen.check(graph)
-    if violations:
-        raise DesignRuleError(f"'{graph.provenance.model}' does not fit target '{chosen.name}': " + "; ".join(violations))
+    _require_fit(chosen, graph)
     return chosen.compile(graph)
 
 
@@ -147,32 +153,17 @@ def forward_only(graph: Graph) -> Graph:
     return msgspec.structs.replace(graph, phases=(graph.phase("forward"),))
 
 
-def describe_after(
-    source: Source,
-    chosen: Target,
-    options: dict[str, dict[str, Any]],
-    name: str,
-    time_steps: int | None = None,
-    feedback_steps: int | None = None,
-) -> str:
-    """The graph after pass `name`, as text."""
-    graph = chosen.pipeline.with_options(**options).until(name)(lowered(source, time_steps, feedback_steps))
-    return f"after {name}:\n{Inspection(graph, chosen.name).to_text()}"
-
-
-def _build(
-    source: Source, chosen: Target, options: dict[str, dict[str, Any]], time_steps: int | None, feedback_steps: int | None
-) -> tuple[Graph, Graph]:
-    start = lowered(source, time_steps, feedback_steps)
-    graph = chosen.pipeline.with_options(**options)(start)
-    if not graph.integer:
-        raise UsageError(
-            f"target '{chosen.name}' runs float graphs, which need no artefact: deploy the model itself, or compile for lava-sim, sim or reference"
-        )
+def _require_fit(chosen: Target, graph: Graph) -> None:
     violations = chosen.check(graph)
     if violations:
-        raise DesignRuleError(f"'{source.name}' does not fit target '{chosen.name}': " + "; ".join(violations))
-    return graph, FLOAT_PIPELINE.until("adjoint")(start)
+        raise DesignRuleError(f"'{graph.provenance.model}' does not fit target '{chosen.name}': " + "; ".join(violations))
+
+
+def _dump(seen: dict[str, Graph], name: str, target: str) -> str:
+    """The graph after pass `name`, as text."""
+    if name not in seen:
+        raise unknown("pass", name, seen)
+    return f"after {name}:\n{Inspection(seen[name], target).to_text()}"
 
 
 def _options(weight_bits: int, timing: str, input: str, settings: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -182,6 +173,8 @@ def _options(weight_bits: int, timing: str, input: str, settings: Sequence[str])
         rewrite, dot, option = name.partition(".")
         if not dot:
             raise UsageError(f"setting '{name}' names no pass: write PASS.OPTION=VALUE, for example quantize.input_levels=255")
+        if options.get(rewrite, {}).get(option, value) != value and options[rewrite][option] != FLAGS[f"{rewrite}.{option}"]:
+            raise UsageError(f"setting '{name}={value}' contradicts the flag that says {options[rewrite][option]}: give one of the two")
         options.setdefault(rewrite, {})[option] = value
     return options
 
@@ -193,6 +186,17 @@ def _remaining(pipeline: Pipeline, graph: Graph) -> Pipeline | None:
     if names[: len(done)] != done:
         return None
     return Pipeline(pipeline.passes[len(done) :])
+
+
+def _as_compiled(rest: Pipeline, compiled: Graph) -> Pipeline:
+    """`rest` with the timing and the input that the artefact was compiled with, for targets that start from its float graph."""
+    forward = compiled.phase("forward")
+    chosen: dict[str, dict[str, Any]] = {
+        "retime": {"mode": forward.timing.mode},
+        "inject": {"mode": "bias" if any(d.source == "input" for d in forward.drive) else "graded"},
+    }
+    names = {p.name for p in rest.passes}
+    return rest.with_options(**{name: options for name, options in chosen.items() if name in names})
 
 
 def _only(flag: str, value: str, known: str) -> None:
@@ -213,16 +217,17 @@ def _golden(graph: Graph) -> dict[str, Any]:
     tensors: dict[str, Array] = {"inputs": inputs}
     with REFERENCE.compile(graph) as run:
         forward = run.run(inputs)
-        tensors |= golden_record("forward", forward.counts, forward.potentials)
+        tensors |= golden_record(forward)
         if graph.has_phase("feedback"):
             driven = codec.error_drive(graph).population
             tensors["error"] = draw.normal(size=(samples, *graph.population(driven).shape)) * codec.amplitude(graph, "feedback", driven) / 4
-            feedback = run.run(tensors["error"], phase="feedback")
-            tensors |= golden_record("feedback", feedback.counts, feedback.potentials)
+            tensors |= golden_record(run.run(tensors["error"], phase="feedback"))
     return {"golden": Golden(samples, GOLDEN_SEED, tuple(p.name for p in graph.phases)), "golden_tensors": tensors}
 
 
-def golden_record(phase: str, counts: dict[str, Any], potentials: dict[str, Array]) -> dict[str, Array]:
-    """Counts and final potentials under the names an artefact keeps them by."""
-    kept = {f"{phase}.counts.{name}": value for name, value in counts.items()}
-    return kept | {f"{phase}.potentials.{name}": value for name, value in potentials.items()}
+def golden_record(result: Result) -> dict[str, Array]:
+    """Counts, final potentials and saturations under the names an artefact keeps them by."""
+    kept: dict[str, Array] = {}
+    for kind in ("counts", "potentials", "saturations"):
+        kept |= {f"{result.phase}.{kind}.{name}": value for name, value in getattr(result, kind).items()}
+    return kept

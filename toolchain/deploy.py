@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-import toolchain
 from toolchain import codec, data, devices
 from toolchain.compiler import executable, forward_only, graph_for
 from toolchain.errors import UsageError
@@ -24,11 +21,10 @@ from toolchain.passes import FLOAT_PIPELINE
 from toolchain.progress import say, track
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, Target, get, join
+from toolchain.versions import versions
 
 CHUNK = 256
 """Samples handed to a target at a time: a progress bar's step."""
-
-VERSIONED = ("torch", "numpy", "lava-nc")
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,11 @@ class Deployment:
     versions: dict[str, str]
     predictions: npt.NDArray[np.int64] = field(repr=False)
     labels: npt.NDArray[np.int64] = field(repr=False)
+    logits: npt.NDArray[np.float64] = field(repr=False)
     rates: dict[str, npt.NDArray[np.float64]] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        hidden = ("predictions", "labels", "rates")
+        hidden = ("predictions", "labels", "logits", "rates")
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
 
     def to_text(self) -> str:
@@ -98,7 +95,7 @@ def deploy(
     """Classify `dataset` (its first `samples` test samples) with `model` on `target`.
 
     Where the target is missing here, `fallback` names the one to run instead: said on stderr and recorded in `ran_on`. `predictions` writes an
-    .npz with predictions, labels and rates. Raises UsageError for a bad name or option, DesignRuleError where the graph does not fit.
+    .npz with predictions, labels, logits and rates. Raises UsageError for a bad name or option, DesignRuleError where the graph does not fit.
     """
     source = find(model)
     chosen = available(target, fallback)
@@ -137,25 +134,29 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
         seconds=done - ready,
         samples_per_second=len(predicted) / (done - ready),
         spikes_per_sample=float(sum(result.activity[name].sum() for name in couples) / len(predicted)),
-        synaptic_operations_per_sample=float(codec.synaptic_operations(graph, result).mean()),
+        synaptic_operations_per_sample=float(codec.synaptic_operations(graph, result, inputs=dataset.images).mean()),
         saturations=int(sum(int(s.sum()) for s in result.saturations.values())),
         clipped_currents=sum(codec.clipped_currents(graph, dataset.images[i : i + CHUNK]) for i in range(0, len(predicted), CHUNK)),
         versions=versions(),
         predictions=predicted,
         labels=np.asarray(dataset.labels, np.int64),
+        logits=scores,
         rates={name: codec.rates(graph, result, name).astype(np.float64) for name in couples},
     )
 
 
-def available(target: str, fallback: str | None) -> Target:
-    """The target called `target`, or `fallback` where it is missing here (said on stderr); UsageError where neither can run."""
+def available(target: str, fallback: str | None = None, *, instead: str = "add --fallback sim to run there instead") -> Target:
+    """The target called `target`, or `fallback` where it is missing here (said on stderr).
+
+    UsageError where neither can run: it ends in `instead`, what to do where the target cannot be installed.
+    """
     chosen = get(target)
     other = None if fallback is None else get(fallback)
     missing = chosen.available()
     if missing is None:
         return chosen
     if other is None:
-        raise UsageError(f"{missing}; or add --fallback sim to run there instead")
+        raise UsageError(f"{missing}; or {instead}")
     still = other.available()
     if still is not None:
         raise UsageError(f"{missing}; the fallback cannot run either: {still}")
@@ -170,7 +171,8 @@ def started(source: Source, chosen: Target, options: Options, phases: tuple[str,
     if chosen.name == "torch" and source.module is not None and not options.trace:
         from toolchain.compiler import lowered
 
-        run: Executable = ModuleRun(source.module, FLOAT_PIPELINE.until("adjoint")(lowered(source)), device=options.device)
+        batch = {} if options.batch == "auto" else {"batch": _batch(options.batch)}
+        run: Executable = ModuleRun(source.module, FLOAT_PIPELINE.until("adjoint")(lowered(source)), device=options.device, **batch)
     else:
         graph = graph_for(source, configured)
         run = executable(configured, forward_only(graph) if phases == ("forward",) else graph)
@@ -193,8 +195,10 @@ def configure(chosen: Target, options: Options) -> Target:
             raise UsageError(f"target '{chosen.name}' has no option '{name}': leave it out")
     if "device" in fields:
         wanted["device"] = options.device
-    elif options.device == "cuda":
+    elif devices.pick(options.device).type == "cuda" and options.device == "cuda":
         raise UsageError(f"target '{chosen.name}' runs on the CPU only: leave --device out")
+    if not wanted:
+        return chosen
     changed: Target = replace(chosen, **wanted)  # type: ignore[type-var]
     return changed
 
@@ -204,24 +208,13 @@ def device_of(chosen: Target, options: Options) -> str:
     return devices.describe(devices.pick(options.device)) if hasattr(chosen, "device") else "cpu"
 
 
-def versions() -> dict[str, str]:
-    """What ran: toolchain, Python, machine, and the libraries whose arithmetic is used."""
-    found = {"toolchain": toolchain.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def write_predictions(deployment: Deployment, path: Path) -> None:
-    """Predictions, labels and rates as an .npz without pickles."""
+    """Predictions, labels, logits and rates as an .npz without pickles."""
     import io
 
     stream = io.BytesIO()
     arrays: dict[str, Any] = {f"rates.{name}": rate.astype(np.float32) for name, rate in deployment.rates.items()}
-    np.savez_compressed(stream, predictions=deployment.predictions, labels=deployment.labels, **arrays)
+    np.savez_compressed(stream, predictions=deployment.predictions, labels=deployment.labels, logits=deployment.logits, **arrays)
     replace_file(path, stream.getvalue())
 
 

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from toolchain.ir import Graph, Phase, Synapse, weight_of
+from toolchain.versions import versions
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,13 @@ class Inspection:
             "parameters": sum(graph.tensors[name].size for name in graph.tensors),
             "populations": [{"name": p.name, "kind": p.kind, "shape": list(p.shape)} for p in graph.populations],
             "phases": [_phase_json(graph, phase) for phase in graph.phases],
+            "notes": list(graph.provenance.notes),
             "rounding": {
                 name: {"exponent": r.exponent, "max_error": r.max_error, "rms_error": r.rms_error, "clipped": r.clipped}
                 for name, r in graph.provenance.rounding.items()
             },
+            "device": "cpu",
+            "versions": versions(),
         }
 
     def to_text(self) -> str:
@@ -46,6 +50,7 @@ class Inspection:
         ]
         for phase in graph.phases:
             lines += ["", *_phase_lines(graph, phase)]
+        lines += [f"note: {note}" for note in graph.provenance.notes]
         if graph.provenance.rounding:
             rows = [
                 [n, str(r.exponent), f"{r.max_error:.2g}", f"{r.rms_error:.2g}", str(r.clipped)]

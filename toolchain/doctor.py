@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import toolchain
 from toolchain import target
 from toolchain.errors import ToolchainError
+from toolchain.versions import installed, versions
 
 PACKAGES = ("torch", "numpy", "lava-nc", "lava-dl", "msgspec", "safetensors", "matplotlib")
 
@@ -38,7 +38,7 @@ class Models:
     models: tuple[ModelRow, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "device": "cpu", "versions": versions()}
 
     def to_text(self) -> str:
         return _columns([(row.name, row.description) for row in self.models])
@@ -51,7 +51,7 @@ class Targets:
     targets: tuple[TargetRow, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "device": "cpu", "versions": versions()}
 
     def to_text(self) -> str:
         return _columns([(row.name, row.missing or "ready") for row in self.targets])
@@ -71,7 +71,12 @@ class Diagnosis:
     datasets: dict[str, bool]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "device": self.device, "versions": versions()}
+
+    @property
+    def device(self) -> str:
+        """What `--device auto` picks: the first GPU, else the CPU."""
+        return self.cuda[0] if self.cuda else "cpu"
 
     def to_text(self) -> str:
         facts = [
@@ -94,7 +99,7 @@ def doctor() -> Diagnosis:
         toolchain=toolchain.__version__,
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: installed(name) for name in PACKAGES},
         cuda=_gpus(),
         targets=list_targets().targets,
         datasets=_datasets(),
@@ -119,13 +124,6 @@ def _target_row(name: str) -> TargetRow:
     except (ToolchainError, ImportError) as error:  # somebody else's entry point may be broken: say so and go on
         missing = f"cannot be loaded: {error}"
     return TargetRow(name, missing is None, missing)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def _gpus() -> tuple[str, ...]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from toolchain import codec
-from toolchain.compiler import executable, graph_for
+from toolchain.deploy import Options, available, started
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph, Op, Synapse, weight_of
 from toolchain.network import CLIPPED_FROM
 from toolchain.source import Model, Source, find
-from toolchain.target import Executable, Result, get
+from toolchain.target import Executable, Result
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,6 +28,7 @@ class Feedback:
     gradients  d(mean cross entropy)/d(parameter) at its true scale, by parameter name ("input.weight", "hidden.0.bias", ...). Of an artefact the
                input's parameters are the folded ones (input normalisation is part of the weights)
     rates      forward rates by population; `loss` the mean cross entropy; `logits` (samples, classes)
+    clipped    share of couples whose |beta| met its bound: lower the scale factor where it is not near 0
     clipped_errors   how many error currents were cut at the chip's 13-bit mantissa: lower the scale factor where there are any
     """
 
@@ -39,14 +39,10 @@ class Feedback:
     logits: Floats
     loss: float
     scale_factor: float
+    clipped: float
     clipped_errors: int
     forward: Result
     feedback: Result
-
-    @property
-    def clipped(self) -> float:
-        """Share of couples that fired at (nearly) every step, so that |beta| met its bound: lower the scale factor where it is not near 0."""
-        return _share([a >= CLIPPED_FROM * self.feedback.time_steps for a in self.feedback.activity.values()])
 
     @property
     def silent(self) -> float:
@@ -54,40 +50,40 @@ class Feedback:
         return _share([a == 0 for a in self.feedback.activity.values()])
 
 
-def feedback(model: Model, images: Array, labels: Array, *, target: str = "lava-sim", scale_factor: float | None = None) -> Feedback:
+def feedback(
+    model: Model,
+    images: Array,
+    labels: Array,
+    *,
+    target: str = "lava-sim",
+    scale_factor: float | None = None,
+    device: str = "auto",
+    fallback: str | None = None,
+) -> Feedback:
     """The implicit gradient of the mean cross entropy of `images` (samples, *input shape, in [0, 1]) and `labels` (samples,) on `target`.
 
-    `scale_factor` multiplies the loss for the feedback phase (default: the model's own); the gradients returned are divided by it again.
+    `scale_factor` multiplies the loss for the feedback phase (default: the model's own); the gradients returned are divided by it again. Target torch
+    runs the module itself, or the folded float graph of an artefact. Raises UsageError for inputs and labels that do not fit, and where the
+    target is missing here and no `fallback` is named.
     """
     source = find(model)
-    chosen = get(target)
-    graph = with_gain(graph_for(source, chosen), scale_factor)
-    with executable(chosen, graph) as run:
-        return both_phases(run, source, images, labels)
+    chosen = available(target, fallback)
+    with started(source, chosen, Options(device=device), ("forward", "feedback")) as run:
+        return both_phases(run, source, images, labels, scale_factor)
 
 
-def with_gain(graph: Graph, gain: float | None) -> Graph:
-    """`graph` with another scale factor on its error."""
-    if gain is None:
-        return graph
-    if not (np.isfinite(gain) and gain > 0):
-        raise UsageError(f"scale_factor is {gain}: it must be a positive number")
-    phase = graph.phase("feedback")
-    drives = tuple(msgspec.structs.replace(d, gain=gain) if d.source == "error" else d for d in phase.drive)
-    driven = msgspec.structs.replace(phase, drive=drives)
-    return msgspec.structs.replace(graph, phases=tuple(driven if p.name == "feedback" else p for p in graph.phases))
-
-
-def both_phases(run: Executable, source: Source, images: Array, labels: Array) -> Feedback:
+def both_phases(run: Executable, source: Source, images: Array, labels: Array, scale_factor: float | None = None) -> Feedback:
     """Forward, error from the target's own rates, feedback, local gradients, on a running executable."""
     graph = run.graph
+    gain = codec.error_drive(graph).gain if scale_factor is None else scale_factor
+    if not (np.isfinite(gain) and gain > 0):
+        raise UsageError(f"scale_factor is {gain}: it must be a positive number")
     forward = run.run(images)
-    error = codec.output_error(graph, forward, labels)
+    error = codec.output_error(graph, forward, np.asarray(labels), gain)
     back = run.run(error, phase="feedback")
     couples = [p.name for p in graph.of_kind("couple")]
     beta = {name: codec.beta(graph, back, name) for name in couples}
     masks = {name: codec.mask(graph, forward, name) for name in couples}
-    gain = codec.error_drive(graph).gain
     scores = codec.logits(graph, forward)
     return Feedback(
         beta=beta,
@@ -97,6 +93,7 @@ def both_phases(run: Executable, source: Source, images: Array, labels: Array) -
         logits=scores,
         loss=_cross_entropy(scores, labels),
         scale_factor=gain,
+        clipped=_share([np.abs(codec.rates(graph, back, name)) >= CLIPPED_FROM for name in couples]),
         clipped_errors=codec.clipped_errors(graph, error),
         forward=forward,
         feedback=back,
@@ -111,24 +108,26 @@ def _gradients(
     post = {name: _rows(beta[name] * masks[name]) / codec.amplitude(graph, "forward", name) / gain for name in beta}
     found: dict[str, Floats] = {}
     for drive in phase.drive:
-        found[_parameter(drive.ops[0])] = post[drive.population].T @ _rows(_input(source, images))
+        found[_parameter(drive.ops[0], source)] = post[drive.population].T @ _rows(_input(source, images))
         if drive.bias is not None:
             found[drive.bias] = post[drive.population].sum(axis=0)
     for synapse in phase.synapses:
         if synapse.target in post:
-            found[_parameter(synapse.ops[0])] = post[synapse.target].T @ _rows(_presynaptic(graph, source, images, forward, synapse))
+            found[_parameter(synapse.ops[0], source)] = post[synapse.target].T @ _rows(
+                _presynaptic(graph, source, images, forward, synapse)
+            )
     for name, bias in phase.bias.items():
         if name in post:
             found[bias.tensor] = post[name].sum(axis=0)
-    return found | _readout_gradients(graph, forward, labels)
+    return found | _readout_gradients(graph, source, forward, labels)
 
 
-def _readout_gradients(graph: Graph, forward: Result, labels: Array) -> dict[str, Floats]:
+def _readout_gradients(graph: Graph, source: Source, forward: Result, labels: Array) -> dict[str, Floats]:
     phase = graph.phase("forward")
     readout = graph.of_kind("readout")[0].name
     (synapse,) = (s for s in phase.synapses if s.target == readout)
     delta = codec.logit_error(graph, forward, labels)
-    found = {_parameter(synapse.ops[0]): delta.T @ _rows(codec.rates(graph, forward, synapse.source))}
+    found = {_parameter(synapse.ops[0], source): delta.T @ _rows(codec.rates(graph, forward, synapse.source))}
     return found | ({phase.bias[readout].tensor: delta.sum(axis=0)} if readout in phase.bias else {})
 
 
@@ -151,10 +150,10 @@ def _input(source: Source, images: Array) -> Floats:
     return normalized
 
 
-def _parameter(op: Op) -> str:
-    """The torch parameter behind a weight: lowering keeps its name as the tensor's, folding adds `.scaled`."""
-    name = weight_of(op)
-    return str(name).removesuffix(".scaled")
+def _parameter(op: Op, source: Source) -> str:
+    """The torch parameter behind a weight: lowering keeps its name as the tensor's. An artefact's folded weight keeps its own name, `.scaled`."""
+    name = str(weight_of(op))
+    return name if source.module is None else name.removesuffix(".scaled")
 
 
 def _rows(values: Array) -> Floats:

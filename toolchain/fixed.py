@@ -7,22 +7,23 @@ Sources: Loihi's decay and 24-bit membrane as published in Lava's LIF process (b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import ceil, frexp, log2
+from math import ceil, log2
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from toolchain.errors import GraphError
-from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Dense, Dynamics, Identity, Op, Scale
+from toolchain.ir import DECAY_ONE, EXPONENT_LIMIT, MANTISSA_LIMIT, POTENTIAL_LIMIT, Array, Dense, Dynamics, Identity, Op, Scale
+from toolchain.ir import leak_sum as leak_sum
 
-CURRENT_MANTISSA = (-(2**12), 2**12 - 1)
+CURRENT_MANTISSA = (-MANTISSA_LIMIT, MANTISSA_LIMIT - 1)
 """Range of a bias mantissa: 13 bit signed."""
 
-CURRENT_EXPONENT_MAX = 7
+CURRENT_EXPONENT_MAX = EXPONENT_LIMIT
 """A bias exponent has 3 bits."""
 
-WEIGHT_EXPONENT_MAX = 7
+WEIGHT_EXPONENT_MAX = EXPONENT_LIMIT
 """A weight exponent is 4 bit signed; negative ones floor and are never used."""
 
 
@@ -78,11 +79,6 @@ def nearest_leak(factor: float) -> float:
     return (DECAY_ONE - decay(factor)) / DECAY_ONE
 
 
-def leak_sum(factor: float, time_steps: int) -> float:
-    """sum_{k < T} leak^k: what a weighted spike count is divided by to give a rate (T without leak)."""
-    return float(time_steps) if factor == 1 else (1 - factor**time_steps) / (1 - factor)
-
-
 def apply(ops: Iterable[Op], tensors: Mapping[str, Array], values: Array, shape: tuple[int, ...], *, integer: bool) -> Array:
     """Apply linear operations left to right to `values` (batch, *source) and return (batch, *shape), int64 or float64.
 
@@ -127,11 +123,6 @@ def exponent_for(bound: float, high: float, largest: int) -> int:
 def weight_range(bits: int) -> tuple[int, int]:
     """Mantissas of a signed weight of `bits` bits."""
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-
-
-def power_of_two(value: float) -> bool:
-    """Whether a positive float is an exact power of two."""
-    return value > 0 and frexp(value)[0] == 0.5
 
 
 def injected(values: Array, exponent: int) -> Mantissas:

@@ -34,6 +34,15 @@ Shape = tuple[int, ...]
 POTENTIAL_LIMIT = 2**23 - 1
 """Largest membrane potential of an integer graph: 24 bit signed, symmetric (Loihi)."""
 
+EXPONENT_LIMIT = 7
+"""Largest weight or current exponent of an integer graph (3 bits; Loihi)."""
+
+MANTISSA_LIMIT = 2**12
+"""A current's mantissa has 13 bits signed: -4096 .. 4095."""
+
+SHIFT_LIMIT = 20
+"""Largest number of extra fractional bits in the host's sums."""
+
 DECAY_ONE = 4096
 """A leak of an integer graph is (4096 - decay) / 4096 (Loihi's 12-bit decay)."""
 
@@ -176,7 +185,7 @@ class Timing(Part, frozen=True):
 
 
 class Phase(Part, frozen=True):
-    """One run over the graph. `order` lists the populations that take part, in update order; `record` those whose spikes are counted."""
+    """One run over the graph. `order` lists the populations that take part, in update order; targets count the spikes of all."""
 
     name: Literal["forward", "feedback"]
     time_steps: int
@@ -185,7 +194,6 @@ class Phase(Part, frozen=True):
     synapses: tuple[Synapse, ...]
     bias: dict[str, Bias] = {}
     drive: tuple[Drive, ...] = ()
-    record: tuple[str, ...] = ()
     timing: Timing = Timing()
 
     @property
@@ -222,12 +230,13 @@ class Rounding(Part, frozen=True):
 
 
 class Provenance(Part, frozen=True):
-    """Where a graph comes from: model name, sha256 of the source weights, the passes applied, and what rounding did to each tensor."""
+    """Where a graph comes from: model name, sha256 of the source weights, the passes applied, what rounding did to each tensor, and notes for people."""
 
     model: str
     source_sha256: str = ""
     passes: tuple[str, ...] = ()
     rounding: dict[str, Rounding] = {}
+    notes: tuple[str, ...] = ()
 
 
 class Graph(Part, frozen=True):
@@ -328,7 +337,7 @@ def _verify_phase(graph: Graph, phase: Phase) -> None:
     shapes = {population.name: population.shape for population in graph.populations}
     _require(phase.time_steps >= 1, f"{where} has {phase.time_steps} time steps: it needs at least 1")
     _require(len(set(phase.order)) == len(phase.order), f"{where} lists a population twice in its order")
-    for name in (*phase.order, *phase.dynamics, *phase.bias, *phase.record, *(drive.population for drive in phase.drive)):
+    for name in (*phase.order, *phase.dynamics, *phase.bias, *(drive.population for drive in phase.drive)):
         _require(name in kinds, f"{where} names population '{name}', which the graph lacks: it has {', '.join(kinds)}")
     for name in phase.order:
         if kinds[name] != "input":
@@ -352,6 +361,15 @@ def _verify_phase(graph: Graph, phase: Phase) -> None:
     _require(len(set(driven)) == len(driven), f"{where} drives a population twice: join the currents")
     for drive in phase.drive:
         _verify_drive(graph, phase, drive, shapes)
+    for name in phase.order:
+        kind = kinds[name]
+        _require(kind != "linear", f"population '{name}' is a linear relay, which no target computes yet: fold it into its neighbours")
+        _require(
+            kind != "input" or phase.name == "forward",
+            f"input population '{name}' takes part in {where}: inputs belong to the forward phase",
+        )
+    if graph.integer:
+        _verify_integers(graph, phase, kinds)
     timing = phase.timing
     _require(
         timing.period >= 1 and timing.flush >= 0 and all(s >= 0 for s in timing.start.values()),
@@ -419,6 +437,35 @@ def _verify_synapse(graph: Graph, phase: Phase, synapse: Synapse, position: Mapp
             )
 
 
+def _verify_integers(graph: Graph, phase: Phase, kinds: Mapping[str, str]) -> None:
+    """What integer graphs must keep to beside the rest, so that every target computes them alike."""
+    floats = {bias.tensor for name, bias in phase.bias.items() if kinds[name] == "readout"}
+    for key in sorted(tensor_names(phase) - floats):
+        kind = graph.tensors[key].dtype
+        _require(
+            np.issubdtype(kind, np.signedinteger), f"tensor '{key}' is of type {kind} in an integer graph: quantize it to signed integers"
+        )
+    for synapse in phase.synapses:
+        largest = max((getattr(op, "exponent", 0) for op in synapse.ops), default=0)
+        where = f"synapse '{synapse.source}' -> '{synapse.target}' in phase '{phase.name}'"
+        _require(largest <= EXPONENT_LIMIT, f"{where} has weight exponent {largest}: the chip has 0 to {EXPONENT_LIMIT}")
+    for name, bias in phase.bias.items():
+        where = f"bias of population '{name}' in phase '{phase.name}'"
+        _require(0 <= bias.exponent <= EXPONENT_LIMIT, f"{where} has exponent {bias.exponent}: the chip has 0 to {EXPONENT_LIMIT}")
+        if kinds[name] != "readout":
+            mantissa = graph.tensors[bias.tensor]
+            fits = int(mantissa.min()) >= -MANTISSA_LIMIT and int(mantissa.max()) < MANTISSA_LIMIT
+            _require(fits, f"{where} does not fit a 13-bit mantissa ({mantissa.min()} to {mantissa.max()}): raise its exponent")
+    for drive in phase.drive:
+        where = f"drive of population '{drive.population}' in phase '{phase.name}'"
+        _require(0 <= drive.exponent <= EXPONENT_LIMIT, f"{where} has exponent {drive.exponent}: the chip has 0 to {EXPONENT_LIMIT}")
+        _require(0 <= drive.shift <= SHIFT_LIMIT, f"{where} has shift {drive.shift}: it must lie in 0 to {SHIFT_LIMIT}")
+    for population in graph.of_kind("input"):
+        levels = graph.scale("forward", population.name)
+        whole = levels >= 1 and float(levels).is_integer()
+        _require(whole, f"input '{population.name}' has scale {levels}: an integer graph needs a whole number of levels, at least 1")
+
+
 def _verify_drive(graph: Graph, phase: Phase, drive: Drive, shapes: Mapping[str, Shape]) -> None:
     where = f"drive of population '{drive.population}' in phase '{phase.name}'"
     _require(drive.population in phase.order, f"{where} reaches a population that does not take part: add it to the order")
@@ -444,3 +491,8 @@ def _shape_after(ops: Iterable[Op], shape: Shape, tensors: Mapping[str, Array], 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise GraphError(message)
+
+
+def leak_sum(leak: float, time_steps: int) -> float:
+    """sum of leak^k for k < T: what a leak-weighted spike count is divided by to give a rate (T without leak)."""
+    return float(time_steps) if leak == 1 else (1 - leak**time_steps) / (1 - leak)

@@ -46,7 +46,6 @@ def lower(model: FeedbackSNN) -> Graph:
         dynamics=_forward_dynamics(model, couples),
         synapses=_synapses(model, operations, couples),
         bias=_biases(model, tensors, shapes, couples),
-        record=tuple(couples),
     )
     graph = Graph(
         populations=(
@@ -159,5 +158,4 @@ def _feedback(model: FeedbackSNN, couples: list[str]) -> Phase:
         dynamics=dict.fromkeys(couples, dynamics),
         synapses=(),
         drive=(Drive(couples[-1], "error", gain=model.scale_factor),),
-        record=tuple(couples),
     )

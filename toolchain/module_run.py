@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ class ModuleRun:
     def __init__(self, module: FeedbackSNN, graph: Graph, *, device: str = "auto", batch: int = 512) -> None:
         self.graph = graph
         self._device = devices.pick(device)
-        self._module = module.to(self._device).eval()
+        self._module = copy.deepcopy(module).to(self._device).eval()
         self._batch = batch
         self._couples = [p.name for p in graph.of_kind("couple")]
         self._latched: list[Forward] = []

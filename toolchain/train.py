@@ -11,7 +11,6 @@ Nothing here knows how a method gets its gradients.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import cos, isfinite, pi, prod
@@ -21,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Union
 
 import msgspec
 
-import toolchain
 from toolchain import checkpoint, config, data, devices, methods, models, network, progress
 from toolchain.checkpoint import About, load
 from toolchain.config import Config, Training
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.files import replace_file
 from toolchain.methods import Batch, Method
+from toolchain.versions import versions
 
 if TYPE_CHECKING:
     import torch
@@ -353,7 +352,7 @@ class _Run:
             seed=self.config.seed,
             device=device,
             seconds=sum(line.seconds for line in self.lines),
-            versions=_versions(),
+            versions=versions(),
         )
 
 
@@ -385,11 +384,3 @@ def _sentence(line: Epoch, epochs: int) -> str:
     if line.feedback_rate:
         said += f" and {line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent"
     return f"{said}, {line.seconds:.0f} s"
-
-
-def _versions() -> dict[str, str]:
-    import numpy
-    import torch
-
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {"toolchain": toolchain.__version__, "python": python, "torch": str(torch.__version__), "numpy": str(numpy.__version__)}

@@ -11,17 +11,21 @@ import numpy as np
 
 from toolchain import codec, data
 from toolchain.compiler import golden_record, graph_for
-from toolchain.deploy import Options, available, started, versions
+from toolchain.deploy import Options, available, device_of, started
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph
 from toolchain.progress import track
 from toolchain.source import Model, Source, find
 from toolchain.target import History, Result, Target
+from toolchain.versions import versions
 
 FORWARD_SAMPLES = 100
 FEEDBACK_SAMPLES = 20
 CHUNK = 20
 """Samples compared at a time: full histories are large."""
+
+INSTEAD = "leave it out: --targets reference,sim"
+"""What to do where a target is missing: a fallback would be compared with itself."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Verification:
     timing: str
     pairs: tuple[Pair, ...]
     activity: dict[str, int]
+    device: str
     versions: dict[str, str]
 
     @property
@@ -102,7 +107,7 @@ class Verification:
             "passed": self.passed,
             "pairs": [pair.to_json() for pair in self.pairs],
             "activity": self.activity,
-            "device": "cpu",
+            "device": self.device,
             "versions": self.versions,
         }
 
@@ -129,7 +134,6 @@ def verify(
     samples: int | None = None,
     phase: str = "both",
     replay: bool = False,
-    fallback: str | None = None,
     data_dir: str | Path | None = None,
 ) -> Verification:
     """Compare `targets` with the first of them on the same samples: 100 forward and 20 feedback by default, `samples` of each where given.
@@ -142,7 +146,7 @@ def verify(
     if not targets:
         raise UsageError("verify needs at least one target")
     source = find(model)
-    chosen = [available(name, fallback) for name in targets]
+    chosen = [available(name, instead=INSTEAD) for name in targets]
     graph = _common_graph(source, chosen)
     if replay:
         return _replayed(source, chosen, graph)
@@ -193,7 +197,9 @@ def _compared(
                 activity["feedback"] += _spikes(backs[0])
                 pairs = [p.plus(_difference(graph, p, backs[0], other, first)) for p, other in zip(pairs, backs[1:], strict=True)]
     samples = ({"forward": len(loaded.images)} if forward_counts else {}) | ({"feedback": feedback} if feedback else {})
-    return Verification(source.name, loaded.name, samples, graph.phase("forward").timing.mode, tuple(pairs), activity, versions())
+    return Verification(
+        source.name, loaded.name, samples, graph.phase("forward").timing.mode, tuple(pairs), activity, _devices(chosen), versions()
+    )
 
 
 def _difference(graph: Graph, pair: Pair, a: Result, b: Result, first_sample: int) -> Pair:
@@ -208,6 +214,7 @@ def _difference(graph: Graph, pair: Pair, a: Result, b: Result, first_sample: in
         potentials += int((one.potentials != two.potentials).sum())
         saturations += int((a.saturations[name] != b.saturations[name]).sum())
         found += _first(a.phase, name, one, two, first_sample)
+        found += _first_saturation(a, b, name, first_sample)
     earliest = min(found, key=lambda d: (d.step, order.index(d.population)), default=None)
     return Pair(pair.a, pair.b, compared, spikes, potentials, saturations, earliest)
 
@@ -226,6 +233,19 @@ def _first(phase: str, name: str, one: History, two: History, first_sample: int)
     return differences
 
 
+def _first_saturation(a: Result, b: Result, name: str, first_sample: int) -> list[Difference]:
+    """Saturations are counted over a phase, so they part at its end."""
+    where = np.argwhere(a.saturations[name] != b.saturations[name])
+    if len(where) == 0:
+        return []
+    at = tuple(where[0])
+    flat = int(np.ravel_multi_index(at[1:], a.saturations[name].shape[1:]))
+    sample = first_sample + int(at[0])
+    return [
+        Difference(a.phase, name, flat, a.time_steps, sample, "saturations", a.saturations[name][at].item(), b.saturations[name][at].item())
+    ]
+
+
 def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verification:
     """Golden inputs of the artefact on every target against the counts and final potentials it carries."""
     if source.artifact is None:
@@ -241,13 +261,15 @@ def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verific
                 pair = pair.plus(_golden_difference(graph, pair, result, tensors))
         pairs.append(pair)
     samples = dict.fromkeys(golden.phases, golden.samples)
-    return Verification(source.name, "golden vectors", samples, graph.phase("forward").timing.mode, tuple(pairs), activity, versions())
+    return Verification(
+        source.name, "golden vectors", samples, graph.phase("forward").timing.mode, tuple(pairs), activity, _devices(chosen), versions()
+    )
 
 
 def _golden_difference(graph: Graph, pair: Pair, result: Result, tensors: dict[str, Array]) -> Pair:
     """Counts differ where some spike did; the step is the last, since golden vectors keep totals only."""
     total = Pair(pair.a, pair.b)
-    for key, found in golden_record(result.phase, result.counts, result.potentials).items():
+    for key, found in golden_record(result).items():
         _, kind, name = key.split(".", 2)
         if key not in tensors or tensors[key].shape != found.shape:
             raise UsageError(f"the artefact's golden vectors lack '{key}' in shape {found.shape}: compile it again")
@@ -256,7 +278,7 @@ def _golden_difference(graph: Graph, pair: Pair, result: Result, tensors: dict[s
         if len(where):
             at = tuple(where[0])
             flat = int(np.ravel_multi_index(at[1:], found.shape[1:]))
-            word = "spike count" if kind == "counts" else "potential"
+            word = {"counts": "spike count", "potentials": "potential", "saturations": "saturations"}[kind]
             first = Difference(result.phase, name, flat, result.time_steps, int(at[0]), word, tensors[key][at].item(), found[at].item())
         spiking = kind == "counts"
         total = total.plus(
@@ -265,12 +287,17 @@ def _golden_difference(graph: Graph, pair: Pair, result: Result, tensors: dict[s
                 pair.b,
                 found.size if spiking and graph.population(name).kind == "couple" else 0,
                 len(where) if spiking else 0,
-                0 if spiking else len(where),
-                0,
+                len(where) if kind == "potentials" else 0,
+                len(where) if kind == "saturations" else 0,
                 first,
             )
         )
     return total
+
+
+def _devices(chosen: Sequence[Target]) -> str:
+    """Where the targets ran, each device once."""
+    return ", ".join(dict.fromkeys(device_of(target, Options()) for target in chosen))
 
 
 def _spikes(result: Result) -> int:

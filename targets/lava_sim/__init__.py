@@ -47,6 +47,10 @@ class LavaSim:
             raise unknown("synapses", self.synapses, ("own", "stock"))
         if self.batch is not None and self.batch < 1:
             raise UsageError(f"a batch of {self.batch} samples is none: give at least 1")
+        if self.synapses == "stock" and (self.batch or 1) > 1:
+            raise UsageError(
+                f"Lava's stock synapses carry one sample at a time and the batch is {self.batch}: use batch 1, or synapses own"
+            )
         if self.deadline <= 0:
             raise UsageError(f"a deadline of {self.deadline:g} s leaves no time: give more than 0")
 
@@ -93,10 +97,7 @@ class LavaSim:
         return Run(graph, self)
 
     def _option_problems(self, graph: Graph) -> list[str]:
-        problems = []
-        if self.synapses == "stock" and (self.batch or 1) > 1:
-            problems.append(f"Lava's stock synapses carry one sample at a time and the batch is {self.batch}: use batch 1, or synapses own")
-        problems += [
+        problems = [
             f"the graph of '{graph.provenance.model}' has no {name} phase to build: leave it out of phases"
             for name in self.phases_of(graph)
             if not graph.has_phase(name)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from toolchain import codec
 from toolchain.errors import GraphError, UsageError
 from toolchain.ir import Array, Dense, Graph, Phase, Population, Synapse
-from toolchain.target import History, Latch, Result
+from toolchain.target import History, Latch, Result, join
 from toolchain.targets.lava_sim.plan import PHASES, Board, Part, Record, Role, shared
 from toolchain.targets.lava_sim.runtime import Network, quiet
 
@@ -57,11 +57,11 @@ class Run:
         """Run one phase over any number of samples (`toolchain.target.Executable`); ToolchainError where a process fails."""
         self._network.require_alive()
         plan = self._phase(phase)
-        given = codec.check_inputs(self.graph, inputs) if phase == "forward" else np.asarray(inputs)
+        given = codec.check_inputs(self.graph, inputs) if phase == "forward" else codec.check_error(self.graph, inputs)
         if phase == "feedback":
             self._latch.forward(len(given))
         size = self._batch * self._slots
-        result = joined(
+        result = join(
             [self._chunk(plan, given[first : first + size], first // self._batch) for first in range(0, max(len(given), 1), size)]
         )
         if phase == "forward":
@@ -264,21 +264,6 @@ def exact_type(graph: Graph, synapse: Synapse) -> npt.DTypeLike:
 def idle_ticks(phase: Phase) -> int:
     """Ticks to wait after a phase until nothing is in flight: populations drop what arrives on the first tick of the next."""
     return max(0, max((synapse.delay for synapse in phase.synapses), default=0) - phase.timing.flush - 1)
-
-
-def joined(parts: list[Result]) -> Result:
-    """Results of consecutive samples as one."""
-    if len(parts) == 1:
-        return parts[0]
-    fields = {
-        name: {p: np.concatenate([getattr(part, name)[p] for part in parts]) for p in getattr(parts[0], name)}
-        for name in ("counts", "activity", "traces", "potentials", "saturations")
-    }
-    history = {
-        p: History(*(np.concatenate([getattr(part.history[p], field) for part in parts], axis=1) for field in ("spikes", "potentials")))
-        for p in parts[0].history
-    }
-    return Result(parts[0].phase, parts[0].time_steps, **fields, history=history)
 
 
 def _steps_first(rows: Array, samples: int, shape: tuple[int, ...]) -> Array:

@@ -107,6 +107,13 @@ def test_a_missing_target_says_how_to_get_it_and_how_to_go_on(command, monkeypat
     assert_one_sentence(command("deploy", "mnist-fc", "--target", "lava-sim"), 2, "pip install lava-nc.*--fallback sim")
 
 
+def test_verify_offers_other_targets_for_a_missing_one_and_no_fallback(command, monkeypatch):
+    monkeypatch.setattr(type(get("lava-sim")), "available", lambda self: "Lava is not installed: pip install lava-nc")
+    answer = command("verify", "mnist-fc")
+    assert_one_sentence(answer, 2, "pip install lava-nc.*--targets reference,sim")
+    assert "--fallback" not in answer.err
+
+
 def test_a_fallback_is_said_and_recorded(command, monkeypatch):
     monkeypatch.setattr(type(get("lava-sim")), "available", lambda self: "Lava is not installed: pip install lava-nc")
     answer = command("deploy", "mnist-fc", "--target", "lava-sim", "--fallback", "sim", "--samples", 2, "--json")

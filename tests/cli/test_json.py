@@ -10,6 +10,7 @@ import pytest
 
 import toolchain
 from toolchain import models, target
+from toolchain.versions import versions
 
 DEPLOYMENT = [
     "target",
@@ -33,6 +34,24 @@ DEPLOYMENT = [
 def parsed(answer, code=0):
     assert answer.code == code, answer.err
     return json.loads(answer.out)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "doctor",
+        "models",
+        "targets",
+        "inspect digits-fc",
+        "deploy digits-fc --target sim --dataset digits --samples 3",
+        "compare digits-fc --targets reference,sim --dataset digits --samples 3",
+        "verify digits-fc --targets reference,sim --dataset digits --samples 3",
+    ],
+)
+def test_every_json_names_device_and_versions(command, words):
+    found = parsed(command(*words.split(), "--json"))
+    assert found["device"]
+    assert found["versions"] == versions()
 
 
 def test_doctor(command):
@@ -76,7 +95,9 @@ def test_deploy_writes_predictions(command, tmp_path):
     path = tmp_path / "out.npz"
     assert command("deploy", "mnist-fc", "--target", "sim", "--samples", 5, "--predictions", path).code == 0
     with np.load(path, allow_pickle=False) as kept:
-        assert len(kept["predictions"]) == 5
+        assert kept.keys() == {"predictions", "labels", "logits", "rates.hidden1"}
+        assert kept["logits"].shape == (5, 10)
+        np.testing.assert_array_equal(kept["logits"].argmax(axis=1), kept["predictions"])
 
 
 def test_compare(command):

@@ -76,6 +76,13 @@ def test_a_command_of_the_readme_exists_with_its_flags(line, monkeypatch, capsys
     assert [word for word in rest if word.startswith("-") and f"{word} " not in text] == []
 
 
+def test_the_readme_shows_what_the_demo_prints_and_a_table_of_accuracies():
+    places = {name: re.search(rf"<!-- {name}.*?-->(.*)<!-- /{name} -->", README, re.S) for name in ("demo-output", "demo-table")}
+    assert [name for name, found in places.items() if found is None] == []
+    assert "accuracy" in places["demo-output"][1]
+    assert len(re.findall(r"^\|.*\d.*\|$", places["demo-table"][1], re.M)) >= 2
+
+
 def test_every_link_of_the_readme_exists():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
     assert links

@@ -47,7 +47,6 @@ def graph_of_sample(arrays, meta, sample) -> Graph:
         {n: Dynamics(1.0, meta["vth"], reset, "plus") for n in names} | {"readout": Dynamics(1.0)},
         tuple(synapses),
         bias={names[0]: Bias("current")} | {names[i]: Bias(f"b{i}") for i in range(1, layers)},
-        record=tuple(names),
     )
     feedback = Phase(
         "feedback",
@@ -56,7 +55,6 @@ def graph_of_sample(arrays, meta, sample) -> Graph:
         {n: Dynamics(1.0, meta["vth_back"], reset_back, "both") for n in names},
         (),
         drive=(Drive(names[-1], "error"),),
-        record=tuple(names),
     )
     populations = (Population("input", (1,), "input"), *(Population(n, (d,), "couple") for n, d in zip(names, dims, strict=True)))
     readout = Population("readout", (dims[-1],), "readout")

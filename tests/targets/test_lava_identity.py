@@ -190,7 +190,8 @@ def test_check_says_what_does_not_fit(random_graph: Any) -> None:
     graph = Retime("exact")(stepwise)
     assert LAVA_SIM.check(graph) == []
     assert "run the retime pass" in LAVA_SIM.check(stepwise)[0]
-    assert "use batch 1" in LavaSim(synapses="stock", batch=2).check(graph)[0]
+    with pytest.raises(UsageError, match="use batch 1"):
+        LavaSim(synapses="stock", batch=2)
     assert "can only gate its own" in " ".join(LAVA_SIM.check(_with_synapse(graph, "feedback", gate="couple1")))
     assert "at least one tick" in LAVA_SIM.check(_with_synapse(graph, "forward", delay=0))[0]
     (op,) = graph.phase("forward").synapses[0].ops

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports from its own rank or below; `torch` marks the torch side, which imports nothing else of ours but what is named there.
 RANKS = [
     {"errors"},
-    {"ir", "network", "files"},
+    {"ir", "network", "files", "versions"},
     {"fixed", "limits", "progress", "devices", "config", "data"},
     {"artifact", "passes", "describe"},
     {"target"},
@@ -28,8 +28,9 @@ RANKS = [
     {"train"},
     {"source"},
     {"compiler", "inspection"},
-    {"module_run", "feedback"},
+    {"module_run"},
     {"deploy"},
+    {"feedback"},
     {"comparison", "report"},
     {"compare", "verify"},
     {"doctor"},
@@ -55,6 +56,7 @@ LIGHT = (
     "cli",
     "doctor",
     "progress",
+    "versions",
 )
 HEAVY = ("torch", "lava", "matplotlib", "rich", "scipy", "safetensors.torch", "torchvision")
 BANNED = ("backend", "engine", "manager", "helper", "util", "utils", "handler")

@@ -27,6 +27,19 @@ def synapse(graph, **fields):
     return with_phase(graph, synapses=(change(phase.synapses[0], **fields), *phase.synapses[1:]))
 
 
+def with_bias(graph, **fields):
+    bias = graph.phase("forward").bias
+    return with_phase(graph, bias={**bias, "couple0": change(bias["couple0"], **fields)})
+
+
+def with_drive(graph, **fields):
+    return with_phase(graph, drive=(change(graph.phase("forward").drive[0], **fields),))
+
+
+def weight(graph):
+    return graph.phase("forward").synapses[0].ops[0].weight
+
+
 CASES = {
     "NaN": (
         lambda g: change(g, tensors={**g.tensors, "couple0.bias": np.full_like(g.tensors["readout.bias"], np.nan)}),
@@ -46,6 +59,37 @@ CASES = {
         "negative weight exponent",
     ),
     "steps": (lambda g: with_phase(g, time_steps=0), "0 time steps: it needs at least 1"),
+    "float tensor": (
+        lambda g: change(g, tensors={n: t + 0.5 if n == weight(g) else t for n, t in g.tensors.items()}),
+        "is of type float64 in an integer graph: quantize it",
+    ),
+    "unsigned tensor": (
+        lambda g: change(g, tensors={n: np.abs(t).astype(np.uint8) if n == weight(g) else t for n, t in g.tensors.items()}),
+        "is of type uint8 in an integer graph",
+    ),
+    "weight exponent": (
+        lambda g: synapse(g, ops=(change(g.phase("forward").synapses[0].ops[0], exponent=8),)),
+        "weight exponent 8: the chip has 0 to 7",
+    ),
+    "bias exponent": (lambda g: with_bias(g, exponent=20), "bias of population 'couple0'.*exponent 20: the chip has 0 to 7"),
+    "bias mantissa": (
+        lambda g: change(g, tensors={n: (t + 5000).astype(np.int16) if n == "couple0.bias" else t for n, t in g.tensors.items()}),
+        "does not fit a 13-bit mantissa",
+    ),
+    "drive exponent": (lambda g: with_drive(g, exponent=64), "drive of population 'couple0'.*exponent 64: the chip has 0 to 7"),
+    "drive shift": (lambda g: with_drive(g, shift=-1), "shift -1: it must lie in 0 to 20"),
+    "input scale": (
+        lambda g: change(g, units=change(g.units, scale={**g.units.scale, "forward": {**g.units.scale["forward"], "input": 0.5}})),
+        "input 'input' has scale 0.5: an integer graph needs a whole number of levels",
+    ),
+    "linear": (
+        lambda g: change(g, populations=tuple(change(p, kind="linear") if p.name == "couple0" else p for p in g.populations)),
+        "'couple0' is a linear relay, which no target computes yet",
+    ),
+    "input in the feedback phase": (
+        lambda g: change(g, phases=(g.phases[0], change(g.phases[1], order=("input", *g.phases[1].order)))),
+        "inputs belong to the forward phase",
+    ),
     "from readout": (lambda g: with_phase(g, synapses=(Synapse("readout", "couple0", (Dense("x"),), 1),)), "lacks|leaves a readout"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def comparison(
         ran_on = fallback if fallback and i == len(targets) - 1 else target
         deployment = Deployment(
             model, target, ran_on, "cpu", "mnist-1k", samples, correct, correct / samples, T, "step" if i == 0 else "exact",
-            0.5, 1.25, samples / 1.25, 33.0, 4567.0, 0, 0, {"toolchain": "0.1.0", "torch": "2.3.1"}, predictions, labels, rates,
+            0.5, 1.25, samples / 1.25, 33.0, 4567.0, 0, 0, {"toolchain": "0.1.0", "torch": "2.3.1"}, predictions, labels, np.zeros((samples, 10)), rates,
         )  # fmt: skip
         found = _feedback(draw, shapes, samples, silent) if feedback else None
         first = rows[0] if rows else None
@@ -63,7 +64,7 @@ def _feedback(draw, shapes, samples, silent) -> Feedback:
     gradients = {"input.weight": scale * draw.normal(size=(6, 9)), "input.bias": scale * draw.normal(size=6)}
     activity = {name: draw.integers(0, T_B + 1, (samples, *s)).astype(np.int32) for name, s in shapes.items()}
     result = Result("feedback", T_B, activity, activity, {}, {}, {})
-    return Feedback(beta, {}, gradients, {}, np.zeros((samples, 10)), 0.25, 100.0, 0, result, result)
+    return Feedback(beta, {}, gradients, {}, np.zeros((samples, 10)), 0.25, 100.0, 0.0, 0, result, result)
 
 
 def _gradient(found: Feedback, first: Feedback) -> Gradient:
@@ -214,6 +215,33 @@ def test_an_allowance_is_judged(tmp_path):
     rows = comparison(("torch", "sim"), feedback=False, shapes={"one": (2,)})[0].rows
     assert "within the 1 allowed" in write(Comparison("net", rows, 0.01, 1.0), [], tmp_path).read_text()
     assert "above the 0.5 allowed" in write(Comparison("net", rows, 0.01, 0.5), [], tmp_path).read_text()
+
+
+def with_cuts(made: Comparison) -> Comparison:
+    """`made` where every row but the first clipped 12 input currents and 1 error current, and saturated 3 times forward and twice back."""
+
+    def cut(row: Row) -> Row:
+        found = row.gradient.found
+        back = replace(found.feedback, saturations={"hidden": np.array([[0, 2]])})
+        gradient = replace(row.gradient, clipped_errors=1, found=replace(found, feedback=back))
+        return replace(row, deployment=replace(row.deployment, clipped_currents=12, saturations=3), gradient=gradient)
+
+    return replace(made, rows=(made.rows[0], *(cut(row) for row in made.rows[1:])))
+
+
+CUTS = ("12 input currents clipped", "3 saturations in the forward phase", "1 error current clipped", "2 saturations in the feedback phase")
+
+
+def test_what_was_cut_is_said_once_for_all_targets_it_concerns(tmp_path):
+    whole, _ = comparison(shapes={"one": (2,)})
+    assert whole.warnings == []
+    assert "warning" not in whole.to_text()
+    assert '<p class="bad">' not in write(whole, [], tmp_path / "whole").read_text()
+    found = with_cuts(whole)
+    text, page = found.to_text(), write(found, [], tmp_path / "cut").read_text()
+    for words in CUTS:
+        assert text.count(f"warning: sim, lava-sim: {words}") == 1
+        assert page.count(f'<p class="bad">sim, lava-sim: {words}') == 1
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toolchain.layers.connections import advance, current, kind_of
 from toolchain.layers.maps import DenseMap, Map
-from toolchain.layers.model import Equilibrium, FeedbackSNN, Normalize, build, describe, leak_sum
+from toolchain.layers.model import Equilibrium, FeedbackSNN, Normalize, build, describe
 from toolchain.layers.weights import Limited, Scale, Standardized
 from toolchain.network import Frobenius, Neuron, Spectral, TrainedThreshold
 
@@ -26,5 +26,4 @@ __all__ = [
     "current",
     "describe",
     "kind_of",
-    "leak_sum",
 ]

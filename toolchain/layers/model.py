@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from toolchain import network as plain
 from toolchain.errors import UsageError
+from toolchain.ir import leak_sum
 from toolchain.layers import connections
 from toolchain.layers.connections import Statistics, current
 from toolchain.layers.maps import Map
@@ -290,11 +291,6 @@ def _add(connection: Map, total: Tensor, spikes: Tensor, factor: Tensor | None) 
     arrived = torch.zeros_like(total)
     connection.add(arrived, spikes)
     total.addcmul_(arrived, factor)
-
-
-def leak_sum(leak: float, time_steps: int) -> float:
-    """sum of leak^k for k < T: what a leak-weighted spike count is divided by to give a rate."""
-    return float(time_steps) if leak == 1 else (1 - leak**time_steps) / (1 - leak)
 
 
 def describe(model: FeedbackSNN) -> Network:

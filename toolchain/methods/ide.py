@@ -36,7 +36,7 @@ MEMORY = 27
 """Broyden's method keeps at most this many rank-1 updates."""
 
 TOLERANCE = 2e-10
-"""Broyden's method is done where the residual's norm is below this times the root of the number of its values."""
+"""Broyden's method is done where the residual's norm is below this times the root of the number of its values, or at float32's resolution."""
 
 EXACT = 1e-12
 """The damped iteration is done where the residual's norm is below this times that of the error."""
@@ -114,10 +114,11 @@ def solve(product: Callable[[Tensor], Tensor], error: Tensor, solver: str = "bro
 
     if threshold == 0:
         return Solution(error, float(residual(error).norm()), 0)
+    smallest = 4 * torch.finfo(error.dtype).eps * float(error.norm())
     if solver == "broyden":
-        return broyden(residual, torch.zeros_like(error), threshold, TOLERANCE * sqrt(error.numel()))
+        return broyden(residual, torch.zeros_like(error), threshold, max(TOLERANCE * sqrt(error.numel()), smallest))
     if solver == "iter":
-        return _damped(residual, error, threshold * ITERATIONS, max(EXACT, 4 * torch.finfo(error.dtype).eps) * float(error.norm()))
+        return _damped(residual, error, threshold * ITERATIONS, max(EXACT * float(error.norm()), smallest))
     beta = error
     for _ in range(threshold):
         beta = (beta + residual(beta)) / 2

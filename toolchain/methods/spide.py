@@ -14,8 +14,6 @@ Where the authors' code departs from the method, this is what we do (`as_publish
 - Event inputs to leaky neurons are averaged with the leak's weights, as the equilibrium does. Published: plain mean over time.
 - Gradients leave at their true scale (divided by scale_factor), so learning rate and weight decay mean what they say. Published: the scaled gradients
   meet lr / scale_factor, which divides the weight decay by scale_factor without saying so.
-- Gradients pass through a connection by autograd at its mean input, so a parametrised weight (a norm restriction) gets its factor. Published: for fully
-  connected layers the factor, and hence the gradient, is lost. The weights trained with plain connections are the same either way.
 """
 
 from __future__ import annotations
@@ -26,7 +24,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from toolchain.layers import Equilibrium, FeedbackSNN, Map, advance, current, leak_sum
+from toolchain.ir import leak_sum
+from toolchain.layers import Equilibrium, FeedbackSNN, Map, advance, current
 from toolchain.methods import Batch, common
 from toolchain.methods.common import ReadoutError, dropout_factors, readout_error
 from toolchain.network import CLIPPED_FROM

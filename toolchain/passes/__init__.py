@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import msgspec
 
-from toolchain.errors import GraphError, ToolchainError, UsageError, unknown
+from toolchain.errors import GraphError, UsageError, unknown
 from toolchain.ir import Graph, verify
 from toolchain.passes.adjoint import Adjoint
 from toolchain.passes.fold import Fold
@@ -77,10 +77,20 @@ def _recorded(graph: Graph, name: str) -> Graph:
 
 
 def _replaced(rewrite: Pass, options: dict[str, Any]) -> Pass:
-    fields: dict[str, Any] = getattr(rewrite, "__dataclass_fields__", {})
-    for option in options:
-        if option not in fields or option == "name":
-            raise UsageError(f"pass '{rewrite.name}' has no option '{option}': it has {', '.join(f for f in fields if f != 'name')}")
+    fields = {
+        name: kind
+        for name, kind in get_type_hints(type(rewrite)).items()
+        if name in getattr(rewrite, "__dataclass_fields__", {}) and name != "name"
+    }
+    for option, value in options.items():
+        if option not in fields:
+            raise UsageError(f"pass '{rewrite.name}' has no option '{option}': it has {', '.join(fields) or 'none'}")
+        try:
+            msgspec.convert(value, fields[option], strict=True)
+        except msgspec.ValidationError as error:
+            raise UsageError(
+                f"option '{option}' of pass '{rewrite.name}' cannot be {value!r}: {str(error)[0].lower()}{str(error)[1:]}"
+            ) from None
     changed: Pass = replace(rewrite, **options)  # type: ignore[type-var]
     return changed
 
@@ -101,6 +111,5 @@ __all__ = [
     "Pipeline",
     "Quantize",
     "Retime",
-    "ToolchainError",
     "Watch",
 ]

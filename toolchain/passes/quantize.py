@@ -10,11 +10,14 @@ import msgspec
 import numpy as np
 
 from toolchain import fixed
-from toolchain.errors import GraphError, UsageError
-from toolchain.ir import POTENTIAL_LIMIT, Array, Bias, Dense, Drive, Dynamics, Graph, Phase, Rounding, Synapse, Units, frozen
+from toolchain.errors import DesignRuleError, GraphError, UsageError
+from toolchain.ir import POTENTIAL_LIMIT, SHIFT_LIMIT, Array, Bias, Dense, Drive, Dynamics, Graph, Phase, Rounding, Synapse, Units, frozen
 
 FINEST = 2**13
 """No threshold needs a finer grid than this: 13-bit currents end there."""
+
+LARGEST_PIXEL = 255
+"""An input sent on the chip is an 8-bit graded spike."""
 
 LARGEST_CURRENT = fixed.CURRENT_MANTISSA[1] << fixed.CURRENT_EXPONENT_MAX
 """What a bias register can inject at most."""
@@ -43,6 +46,10 @@ class Quantize:
             raise UsageError(f"weight_bits is {self.weight_bits}: the chip has 2 to 8")
         if self.input_levels < 1:
             raise UsageError(f"input_levels is {self.input_levels}: an input needs at least 1 level")
+        if self.input_levels > LARGEST_PIXEL and any(
+            s.source in {p.name for p in graph.of_kind("input")} for s in graph.phase("forward").synapses
+        ):
+            raise UsageError(f"input_levels is {self.input_levels}: pixels sent on the chip have 8 bits, so at most {LARGEST_PIXEL}")
         if graph.integer:
             raise GraphError("the graph is already in integers: quantize a float graph")
         return _Quantizer(graph, self.weight_bits, self.input_levels).graph()
@@ -65,9 +72,20 @@ class _Quantizer:
 
     def graph(self) -> Graph:
         phases = tuple(self._phase(phase) for phase in self.source.phases)
-        provenance = msgspec.structs.replace(self.source.provenance, rounding=dict(sorted(self.rounding.items())))
+        provenance = msgspec.structs.replace(self.source.provenance, rounding=dict(sorted(self.rounding.items())), notes=self._notes())
         units = Units("integer", self._scales())
         return msgspec.structs.replace(self.source, phases=phases, tensors=self.tensors, units=units, provenance=provenance)
+
+    def _notes(self) -> tuple[str, ...]:
+        """What the worst case may cost, in sentences."""
+        notes = []
+        if self._largest_potential() * self.grid > POTENTIAL_LIMIT:
+            notes.append("in the worst case a membrane passes 24 bit and saturates: saturations are counted in every run")
+        if self._largest_current() * self.grid > LARGEST_CURRENT:
+            notes.append(
+                "in the worst case an injected current passes its 13-bit mantissa and is cut: cut currents are counted in every run"
+            )
+        return tuple(notes)
 
     def _grid(self) -> float:
         """q: grid steps per 1.0 of membrane potential."""
@@ -164,9 +182,13 @@ class _Quantizer:
         # A float graph's dynamics are already in feedback units (A/Ab), so the grid alone turns them into integers.
         threshold, reset = round(dynamics.threshold * self.grid), round(dynamics.reset * self.grid)
         if not 1 <= threshold <= POTENTIAL_LIMIT or reset > POTENTIAL_LIMIT:
-            raise GraphError(
+            raise DesignRuleError(
                 f"population '{name}' needs threshold {threshold} and reset {reset} in phase '{phase}': the 24-bit membrane holds 1 to {POTENTIAL_LIMIT}; scale its weights and threshold together"
             )
+        for label, exact, whole in (("threshold", dynamics.threshold, threshold), ("reset", dynamics.reset, reset)):
+            error = abs(whole / self.grid - exact)
+            if error > 0:
+                self.rounding[f"{phase}.{name}.{label}"] = Rounding(0, error, error, 0)
         return Dynamics(leak=leak, threshold=threshold, reset=reset, members=dynamics.members)
 
     def _synapse(self, phase: Phase, synapse: Synapse) -> Synapse:
@@ -251,7 +273,7 @@ def _oriented(weight: Array, synapse: Synapse) -> Array:
 
 
 def _host_shift(weight: Array, bias: Array, levels: int) -> int:
-    """Extra fractional bits of the host's integers: as many as keep them in 32 bit and every sum below `HOST_LIMIT`, at most 20."""
+    """Extra fractional bits of the host's integers: as many as keep them in 32 bit and every sum below `HOST_LIMIT`, at most `SHIFT_LIMIT`."""
     peak = max(float(np.abs(weight).max(initial=0)), 1e-100)
     total = max(float((np.abs(weight).sum(axis=1) * levels + np.abs(bias)).max(initial=0)), 1e-100)
-    return max(0, min(20, floor(log2((2**31 - 1) / peak)), floor(log2(HOST_LIMIT / total)) - 1))
+    return max(0, min(SHIFT_LIMIT, floor(log2((2**31 - 1) / peak)), floor(log2(HOST_LIMIT / total)) - 1))

@@ -33,6 +33,7 @@ def headline(page: Page, comparison: Comparison) -> str:
         for d in (row.deployment for row in comparison.rows)
         if d.ran_on != d.target
     )
+    notes += "".join(f'<p class="bad">{escape(warning)}.</p>\n' for warning in comparison.warnings)
     return (
         f'<header>\n<h1>{escape(comparison.model)}: {escape(results)}</h1>\n<p class="lead">{escape(facts)}</p>\n{_verdict(comparison)}\n{notes}</header>\n'
         f"<section>\n<h2>Accuracy and agreement</h2>\n{_accuracy_table(page, comparison)}\n"
