@@ -116,6 +116,8 @@ def read(path: str | os.PathLike[str]) -> Artifact:
 def _require_golden(file: Path, graph: Graph, golden: Golden, tensors: Mapping[str, Array]) -> None:
     """Golden vectors must be of phases the graph has, with inputs for each and one row a sample."""
     needed = {"forward": "inputs", "feedback": "error"}
+    if golden.samples < 1:
+        raise ArtifactError(f"'{file}' has no golden samples: compile it again")
     for phase in golden.phases:
         if phase not in needed or not graph.has_phase(phase):
             raise ArtifactError(f"'{file}' has golden vectors of phase '{phase}', which its graph lacks: compile it again")
@@ -170,7 +172,7 @@ def _graph(file: Path, header: _GraphHeader, prefix: str, tensors: Mapping[str, 
     try:
         ir.verify(graph)
     except GraphError as error:
-        raise ArtifactError(f"'{file}' holds an invalid {prefix} graph: {error}") from None
+        raise ArtifactError(f"'{file}' holds an invalid {'float graph' if prefix == 'float' else 'graph'}: {error}") from None
     return graph
 
 

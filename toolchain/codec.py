@@ -28,7 +28,7 @@ def encode_input(graph: Graph, inputs: Array) -> Array:
 
 def check_inputs(graph: Graph, inputs: Array) -> Array:
     """`inputs` as an array of shape (samples, *input shape); UsageError where the size is wrong or a value is not finite."""
-    array = np.asarray(inputs)
+    array = _numbers(inputs, "the input")
     population = graph.of_kind("input")[0]
     if array.ndim < 2 or prod(array.shape[1:]) != prod(population.shape):
         raise UsageError(
@@ -42,6 +42,17 @@ def check_inputs(graph: Graph, inputs: Array) -> Array:
             f"the input holds values from {array.min():g} to {array.max():g}: give it in [0, 1], as `toolchain.data` does; normalisation is part of the network"
         )
     return array.reshape(len(array), *population.shape)
+
+
+def _numbers(values: Array, what: str) -> Array:
+    """`values` as an array of real numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise UsageError(f"{what} is ragged: give samples of one shape") from None
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"{what} holds values of type {array.dtype}: give real numbers")
+    return array
 
 
 def _require_samples(array: Array) -> None:
@@ -90,7 +101,7 @@ def _exact_product(graph: Graph, drive: Drive, encoded: Array, shape: tuple[int,
 
 def check_error(graph: Graph, error: Array) -> Array:
     """`error` as (samples, *shape of the driven population); UsageError where the size is wrong or a value is not finite."""
-    array = np.asarray(error)
+    array = _numbers(error, "the error")
     population = graph.population(error_drive(graph).population)
     if array.ndim < 2 or prod(array.shape[1:]) != prod(population.shape):
         raise UsageError(
@@ -176,10 +187,10 @@ def output_error(graph: Graph, forward: Result, labels: Array, gain: float | Non
 def logit_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.float64]:
     """d(mean cross entropy)/d(logits), (samples, classes)."""
     scores = logits(graph, forward)
-    whole = np.issubdtype(labels.dtype, np.integer)
-    if not whole or labels.shape != (len(scores),) or labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
+    whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (len(scores),)
+    if not whole or labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise UsageError(
-            f"labels must be {len(scores)} whole numbers from 0 to {scores.shape[1] - 1}, not shape {labels.shape} with values up to {labels.max(initial=0)}"
+            f"labels must be {len(scores)} whole numbers from 0 to {scores.shape[1] - 1}, one a sample: these have type {labels.dtype}, shape {labels.shape}"
         )
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     softmax = shifted / shifted.sum(axis=1, keepdims=True)

@@ -80,14 +80,14 @@ def compile(
         raise UsageError(f"'{source.name}' is compiled already: give compile the model it was made of")
     _only("chip", chip, "loihi2")
     chosen = get(target)
+    if "quantize" not in {p.name for p in chosen.pipeline.passes}:
+        raise UsageError(
+            f"target '{target}' runs float graphs, which need no artefact: deploy the model itself, or compile for lava-sim, sim or reference"
+        )
     pipeline = chosen.pipeline.with_options(**_options(weight_bits, timing, input, settings))
     seen: dict[str, Graph] = {}
     start = lowered(source, time_steps, feedback_steps)
     graph = replace(pipeline, watch=lambda name, before, after: seen.update({name: after}))(start)
-    if not graph.integer:
-        raise UsageError(
-            f"target '{chosen.name}' runs float graphs, which need no artefact: deploy the model itself, or compile for lava-sim, sim or reference"
-        )
     dumped = None if dump_after is None else _dump(seen, dump_after, target)
     _require_fit(chosen, graph)
     made = Artifact(
@@ -111,7 +111,7 @@ def lowered(source: Source, time_steps: int | None = None, feedback_steps: int |
     from toolchain.lower import lower
 
     if source.module is None:
-        raise UsageError(f"'{source.name}' is an artefact: only a model can be lowered")
+        raise UsageError(f"'{source.name}' is compiled already: without the model there are no earlier stages, so leave --after out")
     graph = lower(source.module)
     steps = {"forward": time_steps, "feedback": feedback_steps}
     for name, wanted in steps.items():

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from toolchain import codec, data, devices
 from toolchain.compiler import executable, forward_only, graph_for
 from toolchain.errors import UsageError
-from toolchain.files import replace_file
+from toolchain.files import ready_folder, replace_file
 from toolchain.module_run import ModuleRun
 from toolchain.passes import FLOAT_PIPELINE
 from toolchain.progress import say, track
@@ -100,6 +100,8 @@ def deploy(
     source = find(model)
     chosen = available(target, fallback)
     loaded = data.load(dataset, samples=samples, data_dir=data_dir)
+    if predictions is not None:
+        _require_place(Path(predictions))
     deployment = classify(source, chosen, target, loaded, Options(batch, synapses, device))
     if predictions is not None:
         write_predictions(deployment, Path(predictions))
@@ -221,6 +223,13 @@ def write_predictions(deployment: Deployment, path: Path) -> None:
 def _all(run: Executable, images: npt.NDArray[Any], label: str) -> Result:
     starts = range(0, len(images), CHUNK)
     return join([run.run(images[i : i + CHUNK]) for i in track(starts, label, total=len(starts))])
+
+
+def _require_place(path: Path) -> None:
+    """A file can be written at `path`: found out before the work, not after."""
+    if path.name in ("", ".", "..") or path.is_dir():
+        raise UsageError(f"'{path}' is no file name: give --predictions FILE.npz")
+    ready_folder(path.parent)
 
 
 def _batch(value: str | int) -> int:

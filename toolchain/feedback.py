@@ -75,11 +75,10 @@ def feedback(
 def both_phases(run: Executable, source: Source, images: Array, labels: Array, scale_factor: float | None = None) -> Feedback:
     """Forward, error from the target's own rates, feedback, local gradients, on a running executable."""
     graph = run.graph
-    gain = codec.error_drive(graph).gain if scale_factor is None else scale_factor
-    if not (np.isfinite(gain) and gain > 0):
-        raise UsageError(f"scale_factor is {gain}: it must be a positive number")
+    gain = codec.error_drive(graph).gain if scale_factor is None else _positive(scale_factor)
+    labels = np.asarray(labels)
     forward = run.run(images)
-    error = codec.output_error(graph, forward, np.asarray(labels), gain)
+    error = codec.output_error(graph, forward, labels, gain)
     back = run.run(error, phase="feedback")
     couples = [p.name for p in graph.of_kind("couple")]
     beta = {name: codec.beta(graph, back, name) for name in couples}
@@ -98,6 +97,16 @@ def both_phases(run: Executable, source: Source, images: Array, labels: Array, s
         forward=forward,
         feedback=back,
     )
+
+
+def _positive(scale_factor: float) -> float:
+    try:
+        value = float(scale_factor)
+    except (TypeError, ValueError):
+        value = np.nan
+    if not (np.isfinite(value) and value > 0):
+        raise UsageError(f"scale_factor is {scale_factor!r}: it must be a positive number")
+    return value
 
 
 def _gradients(

@@ -43,6 +43,9 @@ MANTISSA_LIMIT = 2**12
 SHIFT_LIMIT = 20
 """Largest number of extra fractional bits in the host's sums."""
 
+LARGEST_STEPS = 100_000
+"""Most time steps of a phase, and most ticks of its delays, starts and period: a larger number is a mistake."""
+
 DECAY_ONE = 4096
 """A leak of an integer graph is (4096 - decay) / 4096 (Loihi's 12-bit decay)."""
 
@@ -302,6 +305,8 @@ def output_shape(op: Op, shape: Shape, tensors: Mapping[str, Array]) -> Shape:
     if isinstance(op, (Scale, Identity)):
         return shape
     if isinstance(op, Dense):
+        if tensors[op.weight].ndim != 2:
+            raise GraphError(f"weight '{op.weight}' has shape {tensors[op.weight].shape}: a dense connection needs (outputs, inputs)")
         out, into = tensors[op.weight].shape
         if op.transpose:
             out, into = into, out
@@ -327,15 +332,40 @@ def verify(graph: Graph) -> None:
         len(set(phases)) == len(phases) and "forward" in phases,
         f"a graph needs one forward phase and at most one feedback phase, not {phases}",
     )
+    _require(len(graph.of_kind("readout")) == 1, f"a graph needs one readout, not {len(graph.of_kind('readout'))}")
+    _require(bool(graph.of_kind("couple")), "a graph needs at least one population of couples")
     for phase in graph.phases:
         _verify_phase(graph, phase)
+    _verify_forward(graph, graph.phase("forward"))
+    _verify_scales(graph)
+
+
+def _verify_forward(graph: Graph, forward: Phase) -> None:
+    readout = graph.of_kind("readout")[0].name
+    into = [synapse for synapse in forward.synapses if synapse.target == readout]
+    _require(len(into) == 1, f"readout '{readout}' has {len(into)} connections in the forward phase: give it one")
+    for population in graph.populations:
+        takes_part = population.kind == "input" or population.name in forward.order
+        _require(takes_part, f"population '{population.name}' takes no part in the forward phase: add it to the order, or remove it")
+    for synapse in forward.synapses:
+        where = f"synapse '{synapse.source}' -> '{synapse.target}' in the forward phase"
+        _require(synapse.gate is None, f"{where} is gated: masks exist after the forward phase only")
+
+
+def _verify_scales(graph: Graph) -> None:
+    for phase, scales in graph.units.scale.items():
+        for name, scale in scales.items():
+            sound = isfinite(scale) and 1e-12 < scale < 1e12
+            _require(sound, f"population '{name}' has scale {scale} in phase '{phase}': units per 1.0 lie between 1e-12 and 1e12")
 
 
 def _verify_phase(graph: Graph, phase: Phase) -> None:
     where = f"phase '{phase.name}'"
     kinds = {population.name: population.kind for population in graph.populations}
     shapes = {population.name: population.shape for population in graph.populations}
-    _require(phase.time_steps >= 1, f"{where} has {phase.time_steps} time steps: it needs at least 1")
+    _require(
+        1 <= phase.time_steps <= LARGEST_STEPS, f"{where} has {phase.time_steps} time steps: it needs at least 1, at most {LARGEST_STEPS:,}"
+    )
     _require(len(set(phase.order)) == len(phase.order), f"{where} lists a population twice in its order")
     for name in (*phase.order, *phase.dynamics, *phase.bias, *(drive.population for drive in phase.drive)):
         _require(name in kinds, f"{where} names population '{name}', which the graph lacks: it has {', '.join(kinds)}")
@@ -372,8 +402,11 @@ def _verify_phase(graph: Graph, phase: Phase) -> None:
         _verify_integers(graph, phase, kinds)
     timing = phase.timing
     _require(
-        timing.period >= 1 and timing.flush >= 0 and all(s >= 0 for s in timing.start.values()),
-        f"{where} has a negative start, a negative flush, or a period under 1 tick",
+        1 <= timing.period <= LARGEST_STEPS
+        and 0 <= timing.flush <= LARGEST_STEPS
+        and all(0 <= start <= LARGEST_STEPS for start in timing.start.values())
+        and phase.ticks <= LARGEST_STEPS * 100,
+        f"{where} has a start, flush or period out of range: periods are at least 1 tick, starts and flushes at least 0, all at most {LARGEST_STEPS:,}",
     )
 
 
@@ -417,7 +450,7 @@ def _verify_synapse(graph: Graph, phase: Phase, synapse: Synapse, position: Mapp
             position[synapse.source] < position[synapse.target],
             f"{where} closes a loop without delay: give it delay 1, or move its source before its target",
         )
-    _require(synapse.delay >= 0, f"{where} has delay {synapse.delay}: it cannot be negative")
+    _require(0 <= synapse.delay <= LARGEST_STEPS, f"{where} has delay {synapse.delay}: it must lie in 0 to {LARGEST_STEPS:,}")
     if synapse.gate is not None:
         _require(
             synapse.gate in shapes and shapes[synapse.gate] == shapes[synapse.source],
@@ -445,6 +478,12 @@ def _verify_integers(graph: Graph, phase: Phase, kinds: Mapping[str, str]) -> No
         _require(
             np.issubdtype(kind, np.signedinteger), f"tensor '{key}' is of type {kind} in an integer graph: quantize it to signed integers"
         )
+    for op in [op for synapse in phase.synapses for op in synapse.ops]:
+        _verify_range(graph, weight_of(op), 2**15)
+    for drive in phase.drive:
+        for op in drive.ops:
+            _verify_range(graph, weight_of(op), 2**31)
+        _verify_range(graph, drive.bias, 2**52)
     for synapse in phase.synapses:
         largest = max((getattr(op, "exponent", 0) for op in synapse.ops), default=0)
         where = f"synapse '{synapse.source}' -> '{synapse.target}' in phase '{phase.name}'"
@@ -466,11 +505,28 @@ def _verify_integers(graph: Graph, phase: Phase, kinds: Mapping[str, str]) -> No
         _require(whole, f"input '{population.name}' has scale {levels}: an integer graph needs a whole number of levels, at least 1")
 
 
+def _verify_range(graph: Graph, key: str | None, limit: int) -> None:
+    """Whole numbers small enough that every sum of them stays exact."""
+    if key is None or graph.tensors[key].size == 0:
+        return
+    low, high = int(graph.tensors[key].min()), int(graph.tensors[key].max())
+    _require(
+        -limit <= low and high < limit,
+        f"tensor '{key}' reaches from {low} to {high}: an integer graph needs it within {-limit} to {limit - 1}",
+    )
+
+
 def _verify_drive(graph: Graph, phase: Phase, drive: Drive, shapes: Mapping[str, Shape]) -> None:
     where = f"drive of population '{drive.population}' in phase '{phase.name}'"
     _require(drive.population in phase.order, f"{where} reaches a population that does not take part: add it to the order")
+    _require(isfinite(drive.gain) and drive.gain > 0, f"{where} has gain {drive.gain}: it must be a positive number")
+    expected = "input" if phase.name == "forward" else "error"
+    _require(drive.source == expected, f"{where} carries the {drive.source}: the {phase.name} phase is driven by the {expected}")
     if drive.source == "error":
         return
+    if drive.bias is not None:
+        found, wanted = graph.tensors[drive.bias].shape, shapes[drive.population]
+        _require(found == wanted, f"bias '{drive.bias}' of the {where} has shape {found}, not {wanted}: make it the full shape")
     inputs = graph.of_kind("input")
     _require(len(inputs) == 1, f"{where} needs exactly one input population, the graph has {len(inputs)}")
     shape = _shape_after(drive.ops, inputs[0].shape, graph.tensors, where)

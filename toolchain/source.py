@@ -39,8 +39,18 @@ def find(model: Model) -> Source:
 
     if str(model) in models.names():
         return Source(str(model), models.load(str(model)), None)
-    if not path.exists():
-        raise UsageError(f"there is no model '{model}': give a file or run folder that exists, or one of {', '.join(models.names())}")
+    if not _exists(path):
+        raise UsageError(
+            f"there is no model '{str(model)[:200]}': give a file or run folder that exists, or one of {', '.join(models.names())}"
+        )
     from toolchain.train import load
 
     return Source(path.stem or path.name, load(path), None)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name no file system takes is none."""
+    try:
+        return str(path) != "." and path.exists()
+    except OSError:
+        return False

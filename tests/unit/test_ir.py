@@ -90,6 +90,34 @@ CASES = {
         lambda g: change(g, phases=(g.phases[0], change(g.phases[1], order=("input", *g.phases[1].order)))),
         "inputs belong to the forward phase",
     ),
+    "steps without end": (lambda g: with_phase(g, time_steps=2**62), "at most 100,000"),
+    "delay without end": (lambda g: synapse(g, delay=10**9), "before retime a delay is 0|must lie in 0 to 100,000"),
+    "weights without end": (
+        lambda g: change(g, tensors={n: np.full(t.shape, 2**62) if n == weight(g) else t for n, t in g.tensors.items()}),
+        "an integer graph needs it within -32768 to 32767",
+    ),
+    "flat weight": (
+        lambda g: change(g, tensors={n: t.ravel() if n == weight(g) else t for n, t in g.tensors.items()}),
+        r"a dense connection needs \(outputs, inputs\)",
+    ),
+    "drive bias": (
+        lambda g: change(g, tensors={n: t[:1] if n == "input.bias" else t for n, t in g.tensors.items()}),
+        "bias 'input.bias' .* make it the full shape",
+    ),
+    "idle population": (
+        lambda g: change(g, populations=(*g.populations, change(g.populations[1], name="extra"))),
+        "population 'extra' takes no part in the forward phase",
+    ),
+    "no readout": (lambda g: change(g, populations=g.populations[:-1]), "a graph needs one readout, not 0"),
+    "gated forward": (lambda g: synapse(g, gate=g.phase("forward").synapses[0].source), "masks exist after the forward phase only"),
+    "scale": (
+        lambda g: change(g, units=change(g.units, scale={**g.units.scale, "feedback": {"couple0": 0.0}})),
+        "population 'couple0' has scale 0.0 in phase 'feedback'",
+    ),
+    "gain": (
+        lambda g: change(g, phases=(g.phases[0], change(g.phases[1], drive=(change(g.phases[1].drive[0], gain=-1.0),)))),
+        "gain -1.0: it must be a positive number",
+    ),
     "from readout": (lambda g: with_phase(g, synapses=(Synapse("readout", "couple0", (Dense("x"),), 1),)), "lacks|leaves a readout"),
 }
 

@@ -243,3 +243,38 @@ def test_the_torch_row_runs_on_a_gpu(net):
     cpu = toolchain.deploy(net, target="torch", dataset="digits", samples=100, device="cpu")
     assert gpu.device != "cpu"
     assert (gpu.predictions == cpu.predictions).mean() >= 0.99
+
+
+@pytest.mark.parametrize("labels", [[3, 99], [0.5, 1.0], ["a", "b"], None, [1], [[0], [1]]])
+def test_labels_that_are_none_are_refused(net, labels):
+    with pytest.raises(UsageError, match="labels must be 2 whole numbers from 0 to 9"):
+        toolchain.feedback(net, np.zeros((2, 1, 8, 8)), labels, target="sim")
+
+
+def test_labels_may_be_a_list_or_a_tensor(net):
+    images = np.full((2, 1, 8, 8), 0.5)
+    gradients = [
+        toolchain.feedback(net, images, labels, target="sim").gradients for labels in ([3, 4], torch.tensor([3, 4]), np.array([3, 4]))
+    ]
+    for name, gradient in gradients[0].items():
+        np.testing.assert_array_equal(gradient, gradients[1][name])
+        np.testing.assert_array_equal(gradient, gradients[2][name])
+
+
+@pytest.mark.parametrize("factor", ["auto", 0, -1.0, float("inf")])
+def test_scale_factors_are_positive_numbers(net, factor):
+    with pytest.raises(UsageError, match="it must be a positive number"):
+        toolchain.feedback(net, np.zeros((1, 1, 8, 8)), [0], target="sim", scale_factor=factor)
+
+
+def test_worst_cases_are_noted_at_compile_time(net):
+    assert compile_model(net).graph.provenance.notes == ()
+    long = compile_model(net, time_steps=5000, feedback_steps=1)
+    assert any("readout 'readout' passes 24 bit" in note for note in long.graph.provenance.notes)
+    assert "note: in the worst case" in long.to_text()
+
+
+def test_a_prediction_file_is_refused_before_the_work(net, tmp_path):
+    for path in (tmp_path, "", "."):
+        with pytest.raises(UsageError, match="is no file name"):
+            toolchain.deploy(net, target="sim", dataset="digits", samples=5, predictions=path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -85,6 +85,8 @@ def _replaced(rewrite: Pass, options: dict[str, Any]) -> Pass:
     for option, value in options.items():
         if option not in fields:
             raise UsageError(f"pass '{rewrite.name}' has no option '{option}': it has {', '.join(fields) or 'none'}")
+        if get_origin(fields[option]) is Literal and value not in get_args(fields[option]):
+            raise unknown(f"{rewrite.name} {option}", str(value), get_args(fields[option]))
         try:
             msgspec.convert(value, fields[option], strict=True)
         except msgspec.ValidationError as error:

@@ -16,6 +16,9 @@ from toolchain.ir import POTENTIAL_LIMIT, SHIFT_LIMIT, Array, Bias, Dense, Drive
 FINEST = 2**13
 """No threshold needs a finer grid than this: 13-bit currents end there."""
 
+LARGEST_LEVELS = 2**16 - 1
+"""Finer inputs than these would leave the host's integers too few bits for the weights."""
+
 LARGEST_PIXEL = 255
 """An input sent on the chip is an 8-bit graded spike."""
 
@@ -44,8 +47,8 @@ class Quantize:
     def __call__(self, graph: Graph) -> Graph:
         if not 2 <= self.weight_bits <= 8:
             raise UsageError(f"weight_bits is {self.weight_bits}: the chip has 2 to 8")
-        if self.input_levels < 1:
-            raise UsageError(f"input_levels is {self.input_levels}: an input needs at least 1 level")
+        if not 1 <= self.input_levels <= LARGEST_LEVELS:
+            raise UsageError(f"input_levels is {self.input_levels}: an input has 1 to {LARGEST_LEVELS:,} levels")
         if self.input_levels > LARGEST_PIXEL and any(
             s.source in {p.name for p in graph.of_kind("input")} for s in graph.phase("forward").synapses
         ):
@@ -81,6 +84,11 @@ class _Quantizer:
         notes = []
         if self._largest_potential() * self.grid > POTENTIAL_LIMIT:
             notes.append("in the worst case a membrane passes 24 bit and saturates: saturations are counted in every run")
+        full = [r.name for r in self.source.of_kind("readout") if self._largest_readout(r.name) * self.grids[r.name] > POTENTIAL_LIMIT]
+        notes += [
+            f"in the worst case readout '{name}' passes 24 bit and saturates: fewer time steps avoid it; saturations are counted in every run"
+            for name in full
+        ]
         if self._largest_current() * self.grid > LARGEST_CURRENT:
             notes.append(
                 "in the worst case an injected current passes its 13-bit mantissa and is cut: cut currents are counted in every run"
@@ -164,6 +172,11 @@ class _Quantizer:
         peak = max((float(np.abs(self._weight(s)).max()) for s in self.source.phase("forward").synapses if s.target == name), default=0.0)
         return self.high / peak if peak > 0 else 1.0
 
+    def _largest_readout(self, name: str) -> float:
+        """What a readout holds if every neuron of its source fires at every step."""
+        forward = self.source.phase("forward")
+        return sum(float(np.abs(self._weight(s)).sum(axis=1).max()) for s in forward.synapses if s.target == name) * forward.time_steps
+
     def _phase(self, phase: Phase) -> Phase:
         return msgspec.structs.replace(
             phase,
@@ -183,7 +196,7 @@ class _Quantizer:
         threshold, reset = round(dynamics.threshold * self.grid), round(dynamics.reset * self.grid)
         if not 1 <= threshold <= POTENTIAL_LIMIT or reset > POTENTIAL_LIMIT:
             raise DesignRuleError(
-                f"population '{name}' needs threshold {threshold} and reset {reset} in phase '{phase}': the 24-bit membrane holds 1 to {POTENTIAL_LIMIT}; scale its weights and threshold together"
+                f"population '{name}' needs threshold {threshold:g} and reset {reset:g} in phase '{phase}': the 24-bit membrane holds 1 to {POTENTIAL_LIMIT}; scale its weights and threshold together"
             )
         for label, exact, whole in (("threshold", dynamics.threshold, threshold), ("reset", dynamics.reset, reset)):
             error = abs(whole / self.grid - exact)
