@@ -111,8 +111,9 @@ def load_weights(model: FeedbackSNN, tensors: Mapping[str, Tensor], path: Path) 
             raise ArtifactError(
                 f"'{path}': tensor '{name}' has shape {tuple(tensor.shape)} but '{model.name}' needs {tuple(wanted[name].shape)}: give its own checkpoint"
             )
-        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            raise ArtifactError(f"'{path}': tensor '{name}' has type {tensor.dtype}: give a checkpoint of float32 weights")
+        floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        if tensor.dtype not in (floats if wanted[name].is_floating_point() else (wanted[name].dtype,)):
+            raise ArtifactError(f"'{path}': tensor '{name}' has type {tensor.dtype}: give a checkpoint with {wanted[name].dtype} there")
         if not bool(tensor.to(wanted[name].dtype).isfinite().all()):
             raise ArtifactError(
                 f"'{path}': tensor '{name}' holds NaN or infinite values: restore the file, or train again with a lower train.lr"

@@ -28,6 +28,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warmup         batches over which the learning rate rises to `lr`
     held_out       training images (the last ones) that choose the checkpoint and are not learned from
     scale_factor   what SPIDE multiplies the loss by, "auto", or null for the network's own; the gradient is divided by it again
+    options        settings of the method's own, as {solver: iter} for ide or {loss_lambda: 0.001} for ottt-a
     """
 
     dataset: str = "mnist"
@@ -42,6 +43,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 0
     held_out: Annotated[int, msgspec.Meta(ge=1)] = 5000
     scale_factor: Union[Positive, Literal["auto"], None] = None
+    options: dict[str, Union[bool, int, float, str]] = {}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,7 +163,7 @@ def _numbers(found: Any) -> Any:
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
-    """`changes` over a copy of `base`, key by key; a key that `base` lacks is unknown (an empty base leaves the judgement to the types)."""
+    """`changes` over a copy of `base`, key by key (a connection of another type replaces the whole); a key that `base` lacks is unknown (an empty base leaves the judgement to the types)."""
     merged = deepcopy(base)
     for key, value in changes.items():
         if base and key not in base:
@@ -169,7 +171,9 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any], prefix: str, where
                 f"{where}: unknown setting '{prefix}{key}': choose one of {', '.join(prefix + known for known in sorted(base))}"
             )
         old = base.get(key)
-        merged[key] = _merged(old, value, f"{prefix}{key}.", where) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        merged[key] = value
+        if isinstance(old, dict) and isinstance(value, Mapping) and value.get("type", old.get("type")) == old.get("type"):
+            merged[key] = _merged(old, value, f"{prefix}{key}.", where)
     return merged
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ OPERATIONS: dict[type[nn.Module], Lowered] = {nn.Linear: lambda module, name: (i
 
 def lower(model: FeedbackSNN) -> Graph:
     """The float graph of `model`; GraphError names a layer that cannot be lowered and the nearest that can."""
+    _compiled(model)
     operations = {name: _operations(module, name, model.name) for name, module in _modules(model).items()}
     tensors = {name: frozen(_array(value), np.float64) for name, value in model.state_dict().items()}
     for name, tensor in tensors.items():
@@ -50,7 +51,7 @@ def lower(model: FeedbackSNN) -> Graph:
         populations=(
             Population("input", model.input_shape, "input"),
             *(Population(name, shape, "couple") for name, shape in zip(couples, shapes, strict=True)),
-            Population("readout", (model.readout.out_features,), "readout"),
+            Population("readout", (model.classes,), "readout"),
         ),
         phases=(forward, _feedback(model, couples)),
         tensors=tensors,
@@ -59,6 +60,16 @@ def lower(model: FeedbackSNN) -> Graph:
     )
     ir.verify(graph)
     return graph
+
+
+def _compiled(model: FeedbackSNN) -> None:
+    """GraphError for what the graph cannot say yet."""
+    if model.trained_threshold is not None:
+        raise GraphError(
+            f"the neurons of '{model.name}' have trained thresholds (DSR), which are not compiled yet: use couples (network.neuron)"
+        )
+    if model.readout is None:
+        raise GraphError(f"'{model.name}' has no readout, which is not compiled yet: end it with a Linear")
 
 
 def fingerprint(model: FeedbackSNN) -> str:
@@ -77,7 +88,7 @@ def _array(tensor: Tensor) -> Array:
 
 
 def _modules(model: FeedbackSNN) -> dict[str, nn.Module]:
-    return {**{name: module for name, (_, _, module) in model.connections().items()}, "readout": model.readout}
+    return {**{name: module for name, (_, _, module) in model.connections().items()}, "readout": cast(nn.Module, model.readout)}
 
 
 def _operations(module: nn.Module, name: str, model: str) -> tuple[ir.Op, ...]:
@@ -91,7 +102,7 @@ def _operations(module: nn.Module, name: str, model: str) -> tuple[ir.Op, ...]:
 def _forward_dynamics(model: FeedbackSNN, couples: list[str]) -> dict[str, Dynamics]:
     neuron = model.neuron
     found = {name: Dynamics(leak=neuron.leak, threshold=neuron.threshold, reset=neuron.reset, members="plus") for name in couples}
-    return {**found, "readout": Dynamics(leak=neuron.leak)}
+    return {**found, "readout": Dynamics(leak=neuron.leak if model.weighted_readout else 1.0)}
 
 
 def _synapses(model: FeedbackSNN, operations: dict[str, tuple[ir.Op, ...]], couples: list[str]) -> tuple[Synapse, ...]:

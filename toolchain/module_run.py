@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from toolchain.ir import Array, Graph
 from toolchain.target import Result, join
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from toolchain.layers import FeedbackSNN
     from toolchain.methods.spide import Forward
@@ -62,8 +62,8 @@ class ModuleRun:
 
         with torch.no_grad():
             stage = spide.forward_stage(self._module, torch.as_tensor(values, device=self._device))
-            weight = self._module.readout.weight
-            scores = stage.equilibrium.rates[-1].flatten(1) @ weight.T
+            weight = cast("nn.Linear", self._module.readout).weight  # the graph beside it exists, so the readout is a Linear
+            scores = self._module.readout_rates(stage.equilibrium).flatten(1) @ weight.T
         self._latched.append(stage)
         return self._result("forward", stage.equilibrium.counts, stage.equilibrium.counts, stage.equilibrium.rates, scores)
 

@@ -5,7 +5,7 @@ No torch here; `layers.build` makes the modules and `layers.describe` reads them
 
 from __future__ import annotations
 
-from math import isfinite, prod
+from math import exp, isfinite, prod
 from typing import Annotated, Union
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from toolchain.errors import UsageError
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Size = Annotated[int, msgspec.Meta(ge=0)]
 Shape = tuple[int, ...]
 
 MOST_AXES = 8
@@ -62,15 +63,115 @@ class Normalization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, ...]
 
 
+class Spectral(msgspec.Struct, frozen=True, tag="spectral", tag_field="type", forbid_unknown_fields=True):
+    """W = clip(gain, -norm, norm) w / sigma(w) with a trained scalar gain; sigma is the largest singular value of w as (first axis, rest) (IDE)."""
+
+    norm: float = 1.0
+
+
+class Frobenius(msgspec.Struct, frozen=True, tag="frobenius", tag_field="type", forbid_unknown_fields=True):
+    """W = w min(|w|, norm) / |w| with the Frobenius norm |w|, a constant for the gradient (SPIDE)."""
+
+    norm: float = 2.0
+
+
+Limit = Union[Spectral, Frobenius]
+
+
 class Linear(msgspec.Struct, frozen=True, tag="linear", tag_field="type", forbid_unknown_fields=True):
-    """A fully connected connection, weight (outputs, inputs)."""
+    """A fully connected connection, weight (outputs, inputs). `standardized`: scaled weight standardisation; `limit`: the weight's norm is restricted."""
 
     inputs: Count
     outputs: Count
     bias: bool = True
+    standardized: bool = False
+    limit: Union[Limit, None] = None
 
 
-Connection = Union[Linear]  # one more struct here, one more entry in `layers.KINDS`
+class Conv2d(msgspec.Struct, frozen=True, tag="conv2d", tag_field="type", forbid_unknown_fields=True):
+    """A convolution with square kernels, weight (outputs, inputs, kernel, kernel); inputs and outputs count channels."""
+
+    inputs: Count
+    outputs: Count
+    kernel: Count
+    stride: Count = 1
+    padding: Size = 0
+    bias: bool = True
+    standardized: bool = False
+    limit: Union[Limit, None] = None
+
+
+class ConvTranspose2d(msgspec.Struct, frozen=True, tag="conv-transpose2d", tag_field="type", forbid_unknown_fields=True):
+    """A transposed convolution, weight (inputs, outputs, kernel, kernel): what feeds a small layer back to a large one."""
+
+    inputs: Count
+    outputs: Count
+    kernel: Count
+    stride: Count = 1
+    padding: Size = 0
+    output_padding: Size = 0
+    bias: bool = True
+    limit: Union[Limit, None] = None
+
+
+class AvgPool2d(msgspec.Struct, frozen=True, tag="avg-pool2d", tag_field="type", forbid_unknown_fields=True):
+    """Means over squares of `kernel` x `kernel`. As a whole connection it makes a spiking pooling layer (LeNet)."""
+
+    kernel: Count
+
+
+class Upsample(msgspec.Struct, frozen=True, tag="upsample", tag_field="type", forbid_unknown_fields=True):
+    """Every value repeated `factor` x `factor` times."""
+
+    factor: Count
+
+
+class Scale(msgspec.Struct, frozen=True, tag="scale", tag_field="type", forbid_unknown_fields=True):
+    """Values times `factor` (OTTT's 2.74 after each neuron)."""
+
+    factor: float
+
+
+class BatchNorm(msgspec.Struct, frozen=True, tag="batch-norm", tag_field="type", forbid_unknown_fields=True):
+    """Batch normalisation of `features` channels (images) or values; simulations use the running statistics."""
+
+    features: Count
+    images: bool = False
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+
+Part = Union[Linear, Conv2d, ConvTranspose2d, AvgPool2d, Upsample, Scale, BatchNorm]
+
+
+class Chain(msgspec.Struct, frozen=True, tag="chain", tag_field="type", forbid_unknown_fields=True):
+    """Parts one after the other within a time step, with no neurons between: a torch.nn.Sequential."""
+
+    parts: Annotated[tuple[Part, ...], msgspec.Meta(min_length=1)]
+
+
+Connection = Union[Part, Chain]  # one more struct here, one more entry in `layers.connections`
+
+
+class TrainedThreshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """DSR's neuron (Meng et al., CVPR 2022), whose threshold V is trained, one a layer. It fires at alpha V and subtracts V.
+
+    IF (tau null):  v = u + x;                                    o = V 1[v >= alpha V];       u = v - o;  output o
+    LIF:            v = beta u + (1 - beta) x, beta = exp(-dt/tau);  o = V 1[v >= alpha V];    u = v - o;  output o / dt
+
+    Before each batch, V is raised to `bound` where it is lower.
+    """
+
+    threshold: float = 6.0
+    alpha: float = 0.5
+    bound: float = 0.01
+    tau: Union[float, None] = None
+    dt: float = 0.05
+
+    @property
+    def leak(self) -> float:
+        """beta, 1 for IF."""
+        return 1.0 if self.tau is None else exp(-self.dt / self.tau)
 
 
 class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,12 +183,18 @@ class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A chain of couples: `input` feeds layer 0, `hidden[i]` joins layer i to i + 1, `readout` reads the last; `feedback` closes the loops."""
+    """A chain of spiking layers: `input` feeds layer 0, `hidden[i]` joins layer i to i + 1, `readout` reads the last; `feedback` closes the loops.
+
+    readout            null: the last layer's rates (times the spikes' amplitude) are the logits (DSR)
+    weighted_readout   the readout sees leak-weighted rates (IDE, SPIDE, SAF-F), not plain spike counts over T (OTTT, SAF-E); the same where nothing leaks
+    dropout            of every connection's current, but for those named in `dropout_of` ("input", "hidden.0", "feedback.0")
+    trained_threshold  DSR's neuron in place of `neuron`
+    """
 
     name: str
     input_shape: tuple[Count, ...]
     input: Connection
-    readout: Linear
+    readout: Union[Connection, None]
     hidden: tuple[Connection, ...] = ()
     feedback: tuple[Feedback, ...] = ()
     neuron: Neuron = Neuron()
@@ -96,6 +203,23 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale_factor: float = 100.0
     dropout: float = 0.0
     normalize: Union[Normalization, None] = None
+    dropout_of: dict[str, float] = {}
+    weighted_readout: bool = True
+    trained_threshold: Union[TrainedThreshold, None] = None
+
+    @property
+    def connections(self) -> dict[str, Connection]:
+        """Every connection by its name in the state dict."""
+        chain: dict[str, Connection] = {"input": self.input}
+        chain |= {f"hidden.{i}": connection for i, connection in enumerate(self.hidden)}
+        chain |= {f"feedback.{i}": loop.connection for i, loop in enumerate(self.feedback)}
+        return chain if self.readout is None else {**chain, "readout": self.readout}
+
+    @property
+    def classes(self) -> int:
+        """How many logits the network has."""
+        shapes = layer_shapes(self)
+        return prod(shapes[-1] if self.readout is None else output_shape(self.readout, shapes[-1], "the readout"))
 
 
 def check(network: Network) -> None:
@@ -121,6 +245,11 @@ def check(network: Network) -> None:
     )
     _require(0 < neuron.leak <= 1, f"{where} has leak {neuron.leak}: it must lie in (0, 1], where 1 is an IF neuron")
     _require(0 <= network.dropout < 1, f"{where} has dropout {network.dropout}: it must lie in [0, 1)")
+    for name, share in network.dropout_of.items():
+        _require(name in network.connections, f"{where} drops out of '{name}': choose one of {', '.join(network.connections)}")
+        _require(0 <= share < 1, f"{where} has dropout {share} of '{name}': it must lie in [0, 1)")
+    if network.trained_threshold is not None:
+        _check_threshold(network.trained_threshold, where)
     _require(
         1 / LARGEST <= network.scale_factor <= LARGEST,
         f"{where} has scale factor {network.scale_factor}: it must be above 0 (from {1 / LARGEST:g} to {LARGEST:g})",
@@ -152,14 +281,29 @@ def _check_normalization(normalize: Normalization, channels: int, where: str) ->
 
 
 def _check_sizes(network: Network, where: str) -> None:
-    named = [("the input connection", network.input), ("the readout", network.readout)]
-    named += [(f"hidden connection {index}", connection) for index, connection in enumerate(network.hidden)]
-    named += [(f"feedback {index}", loop.connection) for index, loop in enumerate(network.feedback)]
-    for name, connection in named:
-        _require(
-            connection.inputs * connection.outputs <= MOST_WEIGHTS,
-            f"{where}: {name} joins {connection.inputs} values to {connection.outputs}, more than {MOST_WEIGHTS} weights: make it smaller",
-        )
+    for name, connection in network.connections.items():
+        for part in parts_of(connection):
+            weights = _weights(part)
+            _require(
+                weights <= MOST_WEIGHTS, f"{where}: connection '{name}' has {weights} weights, more than {MOST_WEIGHTS}: make it smaller"
+            )
+
+
+def _weights(part: Part) -> int:
+    if isinstance(part, Linear):
+        return part.inputs * part.outputs
+    if isinstance(part, (Conv2d, ConvTranspose2d)):
+        return part.inputs * part.outputs * part.kernel**2
+    return 0
+
+
+def _check_threshold(neuron: TrainedThreshold, where: str) -> None:
+    numbers = (neuron.threshold, neuron.alpha, neuron.bound, neuron.dt, 1.0 if neuron.tau is None else neuron.tau)
+    _require(
+        all(isfinite(v) and v > 0 for v in numbers),
+        f"{where} has a trained threshold with a setting that is not above 0: give positive numbers",
+    )
+    _require(neuron.alpha < 1, f"{where} fires at alpha = {neuron.alpha} thresholds: it must lie below 1")
 
 
 def layer_shapes(network: Network) -> tuple[Shape, ...]:
@@ -171,18 +315,71 @@ def layer_shapes(network: Network) -> tuple[Shape, ...]:
     return tuple(shapes)
 
 
+def parts_of(connection: Connection) -> tuple[Part, ...]:
+    """The parts of a connection, in order."""
+    return connection.parts if isinstance(connection, Chain) else (connection,)
+
+
 def output_shape(connection: Connection, shape: Shape, where: str) -> Shape:
-    """What a connection makes of `shape`; a new kind of connection is one more branch."""
-    _require(
-        prod(shape) == connection.inputs,
-        f"{where} takes {connection.inputs} values but its source of shape {shape} has {prod(shape)}: make them equal",
-    )
-    return (connection.outputs,)
+    """What a connection makes of `shape`; UsageError starts with `where`."""
+    for part in parts_of(connection):
+        shape = _part_shape(part, shape, where)
+    return shape
+
+
+def _part_shape(part: Part, shape: Shape, where: str) -> Shape:
+    """A new kind of connection is one more branch."""
+    if isinstance(part, Linear):
+        _require(
+            prod(shape) == part.inputs,
+            f"{where} takes {part.inputs} values but its source of shape {shape} has {prod(shape)}: make them equal",
+        )
+        return (part.outputs,)
+    if isinstance(part, Scale):
+        _require(isfinite(part.factor), f"{where} scales by {part.factor}: give a number")
+        return shape
+    if isinstance(part, BatchNorm):
+        _require(
+            shape[0] == part.features, f"{where} normalises {part.features} features but its source has shape {shape}: make them equal"
+        )
+        _require(
+            part.images == (len(shape) == 3),
+            f"{where} normalises shape {shape} with BatchNorm{'2d' if part.images else '1d'}: use the other",
+        )
+        return shape
+    _require(len(shape) == 3, f"{where} needs a source of shape (channels, height, width) but it has shape {shape}")
+    if isinstance(part, (Conv2d, ConvTranspose2d)):
+        _require(shape[0] == part.inputs, f"{where} takes {part.inputs} channels but its source has shape {shape}: make them equal")
+        return _positive((part.outputs, *(_convolved(part, size) for size in shape[1:])), where, shape)
+    if isinstance(part, Upsample):
+        return (shape[0], shape[1] * part.factor, shape[2] * part.factor)
+    return _positive((shape[0], shape[1] // part.kernel, shape[2] // part.kernel), where, shape)
+
+
+def _convolved(part: Union[Conv2d, ConvTranspose2d], size: int) -> int:
+    if isinstance(part, Conv2d):
+        return (size + 2 * part.padding - part.kernel) // part.stride + 1
+    return (size - 1) * part.stride - 2 * part.padding + part.kernel + part.output_padding
+
+
+def _positive(made: Shape, where: str, shape: Shape) -> Shape:
+    _require(all(size > 0 for size in made), f"{where} leaves nothing of its source of shape {shape}: make the source larger")
+    return made
+
+
+def has_bias(connection: Connection) -> bool:
+    """Whether a connection makes a current without spikes."""
+    return any(isinstance(p, BatchNorm) or (isinstance(p, (Linear, Conv2d, ConvTranspose2d)) and p.bias) for p in parts_of(connection))
 
 
 def _check_shapes(network: Network, where: str) -> None:
     shapes = layer_shapes(network)
-    output_shape(network.readout, shapes[-1], f"{where}: the readout")
+    for name, connection in network.connections.items():
+        for part in parts_of(connection):
+            _check_weight(part, f"{where}: connection '{name}'")
+    if network.readout is not None:
+        made = output_shape(network.readout, shapes[-1], f"{where}: the readout")
+        _require(len(made) == 1, f"{where}: the readout makes shape {made}: end it with a Linear")
     for index, loop in enumerate(network.feedback):
         name = f"{where}: feedback {index}"
         ends = (loop.source, loop.target)
@@ -190,12 +387,21 @@ def _check_shapes(network: Network, where: str) -> None:
             all(0 <= end < len(shapes) for end in ends),
             f"{name} joins layers {loop.source} and {loop.target}, but the layers are 0 to {len(shapes) - 1}",
         )
-        _require(not loop.connection.bias, f"{name} has a bias: give bias to the forward connections only")
+        _require(not has_bias(loop.connection), f"{name} has a bias: give bias to the forward connections only")
         made = output_shape(loop.connection, shapes[loop.source], name)
+        target = shapes[loop.target]
         _require(
-            prod(made) == prod(shapes[loop.target]),
-            f"{name} makes shape {made} but layer {loop.target} has {shapes[loop.target]}: make them equal",
+            made == target or (len(made) == 1 and prod(made) == prod(target)),
+            f"{name} makes shape {made} but layer {loop.target} has {target}: make them equal",
         )
+
+
+def _check_weight(part: Part, where: str) -> None:
+    limit = getattr(part, "limit", None)
+    if limit is None:
+        return
+    _require(isfinite(limit.norm) and limit.norm > 0, f"{where} is limited to norm {limit.norm}: it must be above 0")
+    _require(not getattr(part, "standardized", False), f"{where} is both standardised and limited: choose one")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -104,14 +104,16 @@ def train(
     continues bit for bit on a CPU. Raises UsageError for anything that cannot be done, ToolchainError where the loss stops being a number.
     """
     chosen = _config(model, {"method": method, "seed": seed, "train.dataset": dataset, "train.epochs": epochs}, settings)
-    gradients_of = methods.get(chosen.method, _scale_factor(chosen))
+    gradients_of = methods.get(chosen.method, _scale_factor(chosen), chosen.train.options)
     place = devices.pick(device)
     if not os.fspath(output):
         raise UsageError("the run folder has an empty name: give one with -o RUN")
+    module = _module(model, chosen)
+    gradients_of.fits(module)
     folder = Path(output)
     _check_folder(folder, chosen, resume=resume)
     learn, choose = _split(chosen, data_dir)
-    run = _Run(chosen, gradients_of, _module(model, chosen), place, folder)
+    run = _Run(chosen, gradients_of, module, place, folder)
     with _held(folder):
         _check_folder(folder, chosen, resume=resume)  # again: another run may have been here before the folder was ours
         if resume:
@@ -260,10 +262,8 @@ def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[dat
         raise UsageError(
             f"images of '{whole.name}' have shape {whole.images.shape[1:]} but '{takes.name}' takes {takes.input_shape}: choose another data set or network"
         )
-    if len(whole.classes) > takes.readout.outputs:
-        raise UsageError(
-            f"'{whole.name}' has {len(whole.classes)} classes but the readout of '{takes.name}' has {takes.readout.outputs}: widen it"
-        )
+    if len(whole.classes) > takes.classes:
+        raise UsageError(f"'{whole.name}' has {len(whole.classes)} classes but the readout of '{takes.name}' has {takes.classes}: widen it")
     return data.hold_out(whole, chosen.train.held_out)
 
 
@@ -313,7 +313,7 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             chosen = order[index * size : (index + 1) * size]
-            batch = self.method.gradients(self.module, images[chosen], labels[chosen], self.generator)
+            batch = self.method.gradients(self.module, images[chosen], labels[chosen], self.generator, self.optimizer.step)
             if not isfinite(batch.loss):
                 raise ToolchainError(
                     f"the loss is {batch.loss} in epoch {epoch}, batch {index + 1}: lower train.lr (it is {rate:.3g} there)"
@@ -336,7 +336,12 @@ class _Run:
         mean["accuracy"] = mean.pop("correct")
         rate: float = self.optimizer.param_groups[0]["lr"]
         return Epoch(
-            epoch=epoch, **mean, held_out_accuracy=accuracy, scale_factor=self.method.state()["scale_factor"], lr=rate, seconds=seconds
+            epoch=epoch,
+            **mean,
+            held_out_accuracy=accuracy,
+            scale_factor=self.method.state().get("scale_factor", 1.0),
+            lr=rate,
+            seconds=seconds,
         )
 
     @property
@@ -414,7 +419,7 @@ def _lines(path: Path, epochs: int) -> list[Epoch]:
 
 
 def _sentence(line: Epoch, epochs: int) -> str:
-    return (
-        f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, held-out accuracy {line.held_out_accuracy:.2%}, firing rates {line.forward_rate:.3f} forward and "
-        f"{line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent, {line.seconds:.0f} s"
-    )
+    said = f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, held-out accuracy {line.held_out_accuracy:.2%}, firing rates {line.forward_rate:.3f} forward"
+    if line.feedback_rate:
+        said += f" and {line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent"
+    return f"{said}, {line.seconds:.0f} s"

@@ -26,7 +26,6 @@ REFUSED = [
     ("deploy mnist-fc --target sim --jobs 2", "--jobs"),
     ("deploy mnist-fc --target sim --scheduler localhost:8786", "--scheduler"),
     ("deploy mnist-fc --target sim --resume", "--resume"),
-    *[(f"train mnist-fc --method {method} -o run", method) for method in ("ide", "dsr", "ottt-a", "ottt-o", "saf-e", "saf-f")],
     *[(f"{verb} mnist-fc --any thing", verb) for verb in ("learn", "tune", "estimate", "export", "import")],
 ]
 
@@ -67,6 +66,8 @@ USAGE = [
     ("train no-such-model -o run", "no-such-model"),
     ("train mnist-fc --set no.such=1 -o run", "no"),
     ("train mnist-fc --method no-such-method -o run", "no-such-method"),
+    ("train mnist-fc --method dsr -o run", "'dsr' does not fit 'mnist-fc': every layer"),
+    ("train mnist-fc --method saf-f -o run", "'saf-f' does not fit 'mnist-fc': feedback 0"),
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain.layers import FeedbackSNN, Neuron
+from toolchain.layers import FeedbackSNN, Frobenius, Limited, Neuron
 from toolchain.methods import spide
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
@@ -24,6 +24,19 @@ NAMES = {
     "input.weight": "network_x.fc.weight",
     "input.bias": "network_x.fc.bias",
     "feedback.0.weight": "network_s.fc.weight",
+    "readout.weight": "classifier.weight",
+    "readout.bias": "classifier.bias",
+}
+
+
+CONV_NAMES = {
+    "input.weight": "network_x.conv.weight",
+    "input.bias": "network_x.conv.bias",
+    "hidden.0.weight": "network_s1.conv.weight",
+    "hidden.0.bias": "network_s1.conv.bias",
+    "hidden.1.weight": "network_s2.conv.weight",
+    "hidden.1.bias": "network_s2.conv.bias",
+    "feedback.0.op.weight": "network_s3.convT.weight_w",
     "readout.weight": "classifier.weight",
     "readout.bias": "classifier.bias",
 }
@@ -52,6 +65,23 @@ def network(arrays: Case, settings: dict[str, Any], dtype: torch.dtype) -> Feedb
         feedback_steps=settings["TB"],
     ).to(dtype)
     found.load_state_dict({name: torch.from_numpy(arrays[f"p.{theirs}"]) for name, theirs in NAMES.items()})
+    return found
+
+
+def convolutions(arrays: Case, settings: dict[str, Any], dtype: torch.dtype) -> FeedbackSNN:
+    """8x8: 4C5s-4C5s-4C5(F4C3u)-5 with the case's weights, the feedback limited as in the authors' code."""
+    found = FeedbackSNN(
+        name="golden",
+        input_shape=(1, 8, 8),
+        input=nn.Conv2d(1, 4, 5, 2, 2),
+        hidden=[nn.Conv2d(4, 4, 5, 2, 2), nn.Conv2d(4, 4, 5, 1, 2)],
+        feedback=[(2, 0, Limited(nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, bias=False), Frobenius(norm=2.0)))],
+        readout=nn.Linear(16, 5),
+        neuron=neuron(settings),
+        time_steps=settings["T"],
+        feedback_steps=settings["TB"],
+    ).to(dtype)
+    found.load_state_dict({name: torch.from_numpy(arrays[f"p.{theirs}"]) for name, theirs in CONV_NAMES.items()})
     return found
 
 
@@ -134,3 +164,26 @@ def test_exact_chains_fire_every_spike_of_both_stages(name: str, dtype: torch.dt
         names |= {f"hidden.{i}.{kind}": f"s{i}.{kind}" for i in range(last) for kind in ("weight", "bias")}
         for ours, theirs in names.items():
             assert np.abs(gradients[ours].numpy() - arrays[f"g.{theirs}"]).max() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["spide_conv3_if", "spide_conv3_lif099"])
+def test_convolutions_and_a_limited_transposed_feedback(name: str, dtype: torch.dtype) -> None:
+    arrays, settings = case(name)
+    exact, prefix = dtype == torch.float64, "" if dtype == torch.float64 else "f32."
+    model = convolutions(arrays, settings, dtype)
+    done = spide.run(model, torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]), settings["scale_factor"], trace=True)
+    found = done.forward.equilibrium
+    for layer in range(3):
+        assert same(found.counts[layer], np.rint(arrays[f"fire_fwd.{layer}"] * settings["T"]))
+        assert same(done.feedback.activity[layer], np.rint(arrays[f"fire_bwd.{layer}"] * settings["TB"])) or not exact
+        assert same(found.rates[layer], arrays[f"rate.{layer}"]) if exact else True
+        assert np.abs(found.rates[layer].numpy() - arrays[f"{prefix}rate.{layer}"]).max() < 1e-6
+        assert same(done.forward.masks[layer], arrays[f"mask.{layer}"])
+        assert f"train_fwd.{layer}" not in arrays or same(found.trains[layer], arrays[f"train_fwd.{layer}"])
+        beta = (done.forward.masks[layer] * done.feedback.beta[layer]).numpy()
+        theirs = f"{prefix}mbeta.{('s2', 's0', 's1')[layer]}"
+        assert np.abs(beta - arrays[theirs]).max() < (1e-12 if exact else 1e-5)
+    for ours, theirs in CONV_NAMES.items():
+        gap = np.abs(done.gradients[ours].numpy() - arrays[f"{prefix}g.{theirs}"]).max()
+        assert gap < (1e-9 if exact else 1e-4), ours

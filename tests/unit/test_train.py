@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from toolchain import checkpoint, config, data, methods, models
 from toolchain.config import Training
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
-from toolchain.layers import describe
+from toolchain.layers import Spectral, describe
 from toolchain.train import learning_rate, load, train
 
 training = sys.modules["toolchain.train"]  # `toolchain.train` is the function
@@ -145,7 +145,8 @@ def test_bad_configs_are_explained(tmp_path: Path, text: str, message: str) -> N
     [
         ({"model": "resnet"}, "neither a network"),
         ({"model": "absent.yaml"}, "cannot be read"),
-        ({"model": "digits-fc", "method": "ottt-a"}, "use --method spide"),
+        ({"model": "digits-fc", "method": "dsr"}, "method 'dsr' does not fit 'digits-fc': every layer fires at a fixed threshold"),
+        ({"model": "digits-fc", "method": "saf-f"}, "'saf-f' does not fit 'digits-fc': feedback 0 leads from layer 0 to layer 0"),
         ({"model": "digits-fc", "dataset": "mnist-1k"}, "train on 'mnist'"),
         ({"model": "mnist-fc", "dataset": "digits", "settings": ["train.held_out=200"]}, r"takes \(1, 28, 28\)"),
         ({"model": "digits-fc", "settings": ["train.lr"]}, "name=value"),
@@ -161,6 +162,9 @@ def test_requests_that_cannot_be_met_are_explained(tmp_path: Path, arguments: di
 
 def test_a_loss_that_stops_being_a_number_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Diverging:
+        def fits(self, _: object) -> None:
+            return
+
         def gradients(self, *_: object) -> methods.Batch:
             return methods.Batch(float("nan"), 0, 0, 0, 0, 0)
 
@@ -216,6 +220,27 @@ def test_a_run_folder_and_its_checkpoint_load_the_same(run: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     assert describe(one).time_steps == 10
     assert not one.training
+
+
+def test_a_convolutional_network_is_described_in_yaml(tmp_path: Path) -> None:
+    described = tmp_path / "convolutions.yaml"
+    described.write_text(
+        """
+model: digits-fc
+method: ide
+network:
+  input: {type: chain, parts: [{type: conv2d, inputs: 1, outputs: 4, kernel: 3, stride: 2, padding: 1}, {type: batch-norm, features: 4, images: true}]}
+  hidden: [{type: avg-pool2d, kernel: 2}]
+  feedback: [{source: 0, target: 0, connection: {type: conv2d, inputs: 4, outputs: 4, kernel: 3, padding: 1, bias: false, limit: {type: spectral}}}]
+  readout: {type: linear, inputs: 16, outputs: 10}
+  neuron: {threshold: 0.5, u_rest: 0}
+  time_steps: 5
+train: {epochs: 3, options: {solver: iter, threshold: 3}}
+"""
+    )
+    outcome = train(described, output=tmp_path / "run")
+    assert outcome.held_out_accuracy > 0.2
+    assert describe(load(tmp_path / "run")).feedback[0].connection.limit == Spectral()
 
 
 def test_settings_are_read_as_yaml() -> None:

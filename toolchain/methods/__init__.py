@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Union
+from importlib import import_module
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Protocol, Union, cast
 
 from toolchain.errors import UsageError, unknown
 
@@ -13,39 +16,65 @@ if TYPE_CHECKING:
 
     from toolchain.layers import FeedbackSNN
 
-NAMES = ("ide", "spide", "dsr", "ottt-a", "ottt-o", "saf-e", "saf-f")
-"""Every method of the plan; `get` says which exist."""
-
 
 @dataclass(frozen=True)
 class Batch:
-    """What one batch left behind, gradients aside: fractions of 1; firing rates are spikes (of either sign) per neuron and step."""
+    """What one batch left behind, gradients aside: fractions of 1; firing rates are spikes (of either sign) per neuron and step.
+
+    Only SPIDE has a feedback rate, and clipped and silent couples.
+    """
 
     loss: float
     correct: float
     forward_rate: float
-    feedback_rate: float
-    clipped: float
-    silent: float
+    feedback_rate: float = 0.0
+    clipped: float = 0.0
+    silent: float = 0.0
 
 
 class Method(Protocol):
-    """A way to get gradients. Its state (here: an adaptive scale factor) is plain numbers that a checkpoint can hold."""
+    """A way to get gradients. Its state (SPIDE's adaptive scale factor) is plain numbers that a checkpoint can hold."""
 
-    def gradients(self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
-        """Set `.grad` of every parameter to the gradient of the mean cross entropy over the batch; random draws come from `generator`."""
+    def fits(self, model: FeedbackSNN) -> None:
+        """UsageError, naming the layer and why, where the method cannot train `model`."""
+
+    def gradients(
+        self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
+    ) -> Batch:
+        """Set `.grad` of every parameter to the gradient of the method's loss over the batch; random draws come from `generator`.
+
+        A method that learns at every time step (OTTT_O, SAF-E) calls `step`, which changes the weights, after each of its steps but the last; the
+        caller steps after the last. Without `step` it adds its gradients up, so that nobody need know which method it is.
+        """
 
     def state(self) -> dict[str, float]: ...
 
     def restore(self, state: dict[str, float]) -> None: ...
 
 
-def get(name: str, scale_factor: Union[float, str]) -> Method:
-    """The method called `name`; UsageError lists what there is."""
-    if name not in NAMES:
-        raise unknown("method", name, NAMES)
-    if name != "spide":
-        raise UsageError(f"method '{name}' is not trained by this version: use --method spide")
-    from toolchain.methods.spide import Spide
+FILES = {
+    "ide": ("ide", "Ide"),
+    "spide": ("spide", "Spide"),
+    "dsr": ("dsr", "Dsr"),
+    "ottt-a": ("ottt", "OtttA"),
+    "ottt-o": ("ottt", "OtttO"),
+    "saf-e": ("saf", "SafE"),
+    "saf-f": ("saf", "SafF"),
+}
+"""Each method's file in this package, and its class there."""
 
-    return Spide(scale_factor)
+NAMES = tuple(FILES)
+
+
+def get(name: str, scale_factor: Union[float, str] = 1.0, options: Mapping[str, Any] | None = None) -> Method:
+    """The method called `name`, `options` being settings of its own; UsageError lists what there is. Only SPIDE has a scale factor."""
+    if name not in FILES:
+        raise unknown("method", name, NAMES)
+    file, kind = FILES[name]
+    made = getattr(import_module(f"toolchain.methods.{file}"), kind)
+    chosen = {**(options or {}), **({"scale_factor": scale_factor} if name == "spide" else {})}
+    known = [parameter for parameter in signature(made).parameters if parameter != "scale_factor"]
+    for option in options or {}:
+        if option not in known:
+            raise UsageError(f"method '{name}' has no option '{option}': it has {', '.join(known) or 'none'}")
+    return cast(Method, made(**chosen))

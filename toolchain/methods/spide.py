@@ -18,17 +18,30 @@ Where the authors' code departs from the method, this is what we do (`as_publish
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from toolchain.ir import leak_sum
-from toolchain.layers import Equilibrium, FeedbackSNN, Map, current, kind_of
-from toolchain.methods import Batch
+from toolchain.layers import Equilibrium, FeedbackSNN, Map, advance, current
+from toolchain.methods import Batch, common
+from toolchain.methods.common import ReadoutError, dropout_factors, readout_error
 from toolchain.network import CLIPPED_FROM
+
+__all__ = [
+    "Feedback",
+    "Forward",
+    "Pass",
+    "Spide",
+    "dropout_factors",
+    "feedback_stage",
+    "forward_stage",
+    "local_gradients",
+    "readout_error",
+    "run",
+]
 
 CLIPPED_SHARE = 0.001
 """The automatic scale factor is half the largest at which this share of couples clips."""
@@ -59,20 +72,6 @@ class Feedback:
     trains: tuple[Tensor, ...] = ()
 
 
-def dropout_factors(model: FeedbackSNN, samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """One factor, 0 or 1/(1-p), per connection, sample and target neuron, shared by all time steps; empty without dropout."""
-    if model.dropout == 0:
-        return {}
-    weight = next(model.parameters())
-    shapes = model.layer_shapes()
-    keep = 1 - model.dropout
-    factors = {}
-    for name, (_, target, _) in model.connections().items():
-        drawn = torch.rand((samples, *shapes[target]), generator=generator)
-        factors[name] = (drawn < keep).to(weight) / keep
-    return factors
-
-
 def forward_stage(
     model: FeedbackSNN, x: Tensor, *, dropout: Mapping[str, Tensor] | None = None, as_published: bool = False, trace: bool = False
 ) -> Forward:
@@ -80,31 +79,17 @@ def forward_stage(
     dropout = dropout or {}
     found = model.equilibrium(x, dropout=dropout, trace=trace)
     if not as_published:
-        found = replace(found, mean_input=_weighted_input(model, x, found))
+        found = replace(found, mean_input=model.weighted_input(x))
     dtype = found.rates[0].dtype
     masks = tuple(((c > 0) & (c < model.time_steps)).to(dtype) for c in found.counts)
     return Forward(found, masks, dropout)
-
-
-def _weighted_input(model: FeedbackSNN, x: Tensor, found: Equilibrium) -> Tensor:
-    """Events weighted as the leak weights currents, sum leak^(T-t) x[t] / sum leak^k; constant inputs are their own mean."""
-    values, events = model.prepared(x)
-    if not events or model.neuron.leak == 1:
-        return found.mean_input
-    powers = torch.arange(model.time_steps - 1, -1, -1, dtype=values.dtype, device=values.device)
-    weights: Tensor = model.neuron.leak**powers / leak_sum(model.neuron.leak, model.time_steps)
-    return values @ weights
 
 
 @torch.no_grad()
 def feedback_stage(model: FeedbackSNN, forward: Forward, error: Tensor, *, trace: bool = False) -> Feedback:
     """Stage 2: `error` = d(scale_factor * loss)/d(last rates), (samples, *last shape), drives the transposed network for T_B steps."""
     neuron, rates = model.neuron, forward.equilibrium.rates
-    maps = {
-        name: kind_of(module, f"connection '{name}'").prepare(module)
-        for name, (_, _, module) in model.connections().items()
-        if name != "input"
-    }
+    maps = model.maps()
     gates = [mask * (neuron.reset_back / neuron.reset) for mask in forward.masks]
     potentials = [torch.zeros_like(rate) for rate in rates]
     spikes, below = [torch.zeros_like(p) for p in potentials], [torch.zeros_like(p) for p in potentials]
@@ -161,34 +146,13 @@ def local_gradients(model: FeedbackSNN, forward: Forward, beta: tuple[Tensor, ..
             post = post * forward.dropout[name]
         pre = found.mean_input if source is None else found.rates[source]
         parameters = dict(module.named_parameters())
+        if not parameters:
+            continue
         with torch.set_grad_enabled(True):
-            made = current(module, pre, f"connection '{name}'")
+            made = current(module, pre, f"connection '{name}'").reshape(post.shape)
         grads = torch.autograd.grad(made, list(parameters.values()), post)
         gradients |= {f"{name}.{key}": grad for key, grad in zip(parameters, grads, strict=True)}
     return gradients
-
-
-@dataclass(frozen=True)
-class ReadoutError:
-    """The loss and its exact gradients: mean cross entropy (unscaled), logits, and everything times the scale factor else."""
-
-    loss: Tensor
-    logits: Tensor
-    error: Tensor
-    gradients: dict[str, Tensor]
-
-
-def readout_error(model: FeedbackSNN, rates: Tensor, labels: Tensor, scale_factor: float) -> ReadoutError:
-    """Loss of the last layer's `rates`, its error d(scale_factor * loss)/d rates, and the readout's gradients of the scaled loss."""
-    parameters = dict(model.readout.named_parameters())
-    leaf = rates.detach().requires_grad_()
-    with torch.set_grad_enabled(True):
-        logits = model.readout(leaf.flatten(1))
-        loss = functional.cross_entropy(logits, labels)
-        error, *grads = torch.autograd.grad(loss * scale_factor, [leaf, *parameters.values()])
-    return ReadoutError(
-        loss.detach(), logits.detach(), error, {f"readout.{key}": grad for key, grad in zip(parameters, grads, strict=True)}
-    )
 
 
 @dataclass(frozen=True)
@@ -202,6 +166,12 @@ class Pass:
     gradients: dict[str, Tensor]
 
 
+def fits(model: FeedbackSNN) -> None:
+    """UsageError, naming the layer, unless SPIDE can train `model`."""
+    common.fits_equilibrium(model, "spide")
+    common.refuse_batch_norm(model, "spide", "train with ide, or leave it out")
+
+
 def run(
     model: FeedbackSNN,
     x: Tensor,
@@ -212,7 +182,10 @@ def run(
     as_published: bool = False,
     trace: bool = False,
 ) -> Pass:
-    """Forward stage, loss, feedback stage and local updates of one batch."""
+    """Forward stage, loss, feedback stage and local updates of one batch; UsageError where a layer does not fit."""
+    fits(model)
+    if model.training:
+        advance(model)
     forward = forward_stage(model, x, dropout=dropout, as_published=as_published, trace=trace)
     readout = readout_error(model, forward.equilibrium.rates[-1], labels, scale_factor)
     feedback = feedback_stage(model, forward, readout.error, trace=trace)
@@ -231,7 +204,12 @@ class Spide:
         self.automatic = scale_factor == "auto"
         self.scale_factor = 1.0 if self.automatic else float(scale_factor)
 
-    def gradients(self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
+    def fits(self, model: FeedbackSNN) -> None:
+        fits(model)
+
+    def gradients(
+        self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
+    ) -> Batch:
         done = run(model, images, labels, self.scale_factor, dropout=dropout_factors(model, len(images), generator))
         for name, parameter in model.named_parameters():
             parameter.grad = done.gradients[name] / self.scale_factor

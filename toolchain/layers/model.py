@@ -1,18 +1,17 @@
-"""The torch front end: a feedback spiking neural network as a module, and the time steps that take it to its forward equilibrium.
+"""A feedback spiking neural network as a module, and the time steps that take it to its forward equilibrium.
 
     v = u_l + I_l[t];   s_l[t] = 1[v >= Vth];   u_l = leak * (v - A s_l[t])   (IDE, Xiao et al., NeurIPS 2021)
     I_0[t] = Fx(x),   I_l[t] = W_l s_{l-1}[t] + b_l,   plus W_f s_k[t-1] for every feedback connection from layer k
 
-A network is a chain of connections (any module of a kind in `KINDS`), feedback connections from any layer to any layer, and a linear readout.
-A new kind of connection is one entry in `KINDS` and one struct in `network.Connection`; nothing here knows about its insides.
+A network is a chain of connections (see `layers.connections`), feedback connections from any layer to any layer, and a readout. Nothing here knows
+the insides of a connection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +19,10 @@ from torch import Tensor, nn
 from toolchain import network as plain
 from toolchain.errors import UsageError
 from toolchain.ir import leak_sum
-from toolchain.network import Network, Neuron, Normalization
-
-__all__ = ["KINDS", "Equilibrium", "FeedbackSNN", "Neuron", "Normalize", "build", "describe"]
-
-SPARSE_ONE_IN = 32
-"""On a CPU, spikes sparser than one in this many are added row by row: measured 4 times faster than a dense product at 0.3 % spikes."""
+from toolchain.layers import connections
+from toolchain.layers.connections import Statistics, current
+from toolchain.layers.maps import Map
+from toolchain.network import Network, Neuron, Normalization, TrainedThreshold
 
 
 class Normalize(nn.Module):
@@ -49,72 +46,14 @@ def _values(numbers: float | Sequence[float]) -> tuple[float, ...]:
     return (float(numbers),) if isinstance(numbers, (int, float)) else tuple(float(n) for n in numbers)
 
 
-class Map(Protocol):
-    """A connection's linear part, prepared for many time steps."""
-
-    def add(self, total: Tensor, spikes: Tensor) -> None:
-        """total += W spikes, in place; (samples, *target shape) and (samples, *source shape)."""
-
-    def add_transposed(self, total: Tensor, spikes: Tensor) -> None:
-        """total += W^T spikes, in place; (samples, *source shape) and (samples, *target shape)."""
-
-
 @dataclass(frozen=True)
-class DenseMap:
-    """W of a fully connected connection, and its transpose laid out for speed."""
+class Firing:
+    """How a layer fires: at `threshold`, losing `reset`, with spikes of `amplitude`, its current multiplied by `gain`."""
 
-    weight: Tensor
-    transposed: Tensor
-
-    def add(self, total: Tensor, spikes: Tensor) -> None:
-        _add_product(total, spikes, self.transposed)
-
-    def add_transposed(self, total: Tensor, spikes: Tensor) -> None:
-        _add_product(total, spikes, self.weight)
-
-
-def _add_product(total: Tensor, spikes: Tensor, matrix: Tensor) -> None:
-    """total += spikes @ matrix, flattened to one row a sample; few spikes on a CPU are added one row of the matrix at a time."""
-    flat, rows = total.flatten(1), spikes.flatten(1)
-    if rows.device.type != "cpu" or int(torch.count_nonzero(rows)) * SPARSE_ONE_IN >= rows.numel():
-        flat.addmm_(rows, matrix)
-        return
-    sample, neuron = rows.nonzero().unbind(1)
-    flat.index_add_(0, sample, matrix[neuron] * rows[sample, neuron].unsqueeze(1))
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the front end must know of one kind of connection."""
-
-    describe: Callable[[Any], plain.Connection]
-    build: Callable[[Any], nn.Module]
-    current: Callable[[Any, Tensor], Tensor]
-    prepare: Callable[[Any], Map]
-
-
-KINDS: dict[type[nn.Module], Kind] = {
-    nn.Linear: Kind(
-        describe=lambda m: plain.Linear(m.in_features, m.out_features, m.bias is not None),
-        build=lambda c: nn.Linear(c.inputs, c.outputs, bias=c.bias),
-        current=lambda m, values: m(values.flatten(1)),
-        prepare=lambda m: DenseMap(m.weight.detach(), m.weight.detach().t().contiguous()),
-    ),
-}
-
-BUILDERS: dict[type, Callable[[Any], nn.Module]] = {plain.Linear: KINDS[nn.Linear].build}
-
-
-def kind_of(module: nn.Module, where: str) -> Kind:
-    """How to treat `module`; UsageError naming `where` and the nearest supported kinds."""
-    if type(module) in KINDS:
-        return KINDS[type(module)]
-    raise UsageError(f"{where} is a {type(module).__name__}, which is not supported yet: use {' or '.join(k.__name__ for k in KINDS)}")
-
-
-def current(module: nn.Module, values: Tensor, where: str = "a connection") -> Tensor:
-    """The post-synaptic current, bias included, that a connection makes of `values` (samples, *source shape)."""
-    return kind_of(module, where).current(module, values)
+    threshold: float
+    reset: float
+    amplitude: float
+    gain: float
 
 
 @dataclass(frozen=True)
@@ -137,7 +76,8 @@ class FeedbackSNN(nn.Module):
     """A chain of spiking layers with feedback and a linear readout of the last layer's rates.
 
     `input` makes the current of layer 0, `hidden[i]` joins layer i to i + 1, `feedback` lists (source layer, target layer, connection without bias),
-    `readout` turns the last rates into logits. Inputs are (samples, *input_shape), flattened or not, held for all T steps; or events with time
+    `readout` turns the last rates into logits (None: they are the logits). `weighted_readout`, `dropout_of` and `trained_threshold` are those of
+    `network.Network`; with the last, `thresholds[l]` is layer l's. Inputs are (samples, *input_shape), flattened or not, held for all T steps; or events with time
     as the last axis, (samples, *input_shape, T). Raises UsageError where the parts do not fit.
     """
 
@@ -147,7 +87,7 @@ class FeedbackSNN(nn.Module):
         name: str,
         input_shape: Sequence[int],
         input: nn.Module,
-        readout: nn.Linear,
+        readout: nn.Module | None,
         hidden: Sequence[nn.Module] = (),
         feedback: Sequence[tuple[int, int, nn.Module]] = (),
         neuron: Neuron | None = None,
@@ -156,6 +96,9 @@ class FeedbackSNN(nn.Module):
         scale_factor: float = 100.0,
         dropout: float = 0.0,
         normalize: Normalize | None = None,
+        dropout_of: Mapping[str, float] | None = None,
+        weighted_readout: bool = True,
+        trained_threshold: TrainedThreshold | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -171,6 +114,12 @@ class FeedbackSNN(nn.Module):
         self.scale_factor = scale_factor
         self.dropout = dropout
         self.normalize = normalize
+        self.dropout_of = dict(dropout_of or {})
+        self.weighted_readout = weighted_readout
+        self.trained_threshold = trained_threshold
+        self.thresholds = nn.ParameterList()
+        if trained_threshold is not None:
+            self.thresholds.extend(nn.Parameter(torch.tensor(trained_threshold.threshold)) for _ in range(self.layers))
         plain.check(describe(self))
 
     @property
@@ -188,9 +137,44 @@ class FeedbackSNN(nn.Module):
         """The shape of each spiking layer, without the samples."""
         return plain.layer_shapes(describe(self))
 
+    @property
+    def leak(self) -> float:
+        """What a potential keeps from one step to the next: 1 for IF neurons."""
+        return self.neuron.leak if self.trained_threshold is None else self.trained_threshold.leak
+
+    @property
+    def classes(self) -> int:
+        """How many logits there are."""
+        return describe(self).classes
+
+    def firing(self) -> tuple[Firing, ...]:
+        """How each layer fires, with trained thresholds as they are now."""
+        neuron, trained = self.neuron, self.trained_threshold
+        if trained is None:
+            return (Firing(neuron.threshold, neuron.reset, 1.0, 1.0),) * self.layers
+        thresholds = [float(v.detach()) for v in self.thresholds]
+        if trained.tau is None:
+            return tuple(Firing(trained.alpha * v, v, v, 1.0) for v in thresholds)
+        return tuple(Firing(trained.alpha * v, v, v / trained.dt, 1 - trained.leak) for v in thresholds)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (samples, classes) from the last layer's rates after T time steps. Dropout is the training method's affair, so both modes agree."""
-        return cast(Tensor, self.readout(self.equilibrium(x).rates[-1].flatten(1)))
+        """Logits (samples, classes) after T time steps. Dropout is the training method's affair; batch normalisation of the input, while training,
+        uses the batch."""
+        return self.logits(self.readout_rates(self.equilibrium(x)))
+
+    def readout_rates(self, found: Equilibrium) -> Tensor:
+        """What the readout sees of the last layer, (samples, *shape): rates, leak-weighted or plain, times the amplitude of a spike."""
+        rates = found.rates[-1] if self.weighted_readout else found.counts[-1].to(found.rates[-1]) / self.time_steps
+        amplitude = self.firing()[-1].amplitude
+        return rates if amplitude == 1 else rates * amplitude
+
+    def logits(self, rates: Tensor) -> Tensor:
+        """Logits (samples, classes) of what the readout sees."""
+        return rates.flatten(1) if self.readout is None else current(self.readout, rates, "the readout")
+
+    def dropout_shares(self) -> dict[str, float]:
+        """The share of neurons that each connection, by name, drops out of its target's current."""
+        return {name: self.dropout_of.get(name, self.dropout) for name in self.connections()}
 
     def prepared(self, x: Tensor) -> tuple[Tensor, bool]:
         """The input in the network's dtype and shape, normalised, and whether it is events (time last); UsageError where it does not fit."""
@@ -213,37 +197,38 @@ class FeedbackSNN(nn.Module):
 
         `dropout` holds one factor per connection name and neuron, (samples, *target shape), shared by all time steps.
         """
-        neuron, dropped = self.neuron, dropout or {}
+        dropped, firing, leak = dropout or {}, self.firing(), self.leak
         values, events = self.prepared(x)
-        maps = {name: kind_of(module, f"connection '{name}'").prepare(module) for name, (_, _, module) in self.connections().items()}
+        shapes, maps = self.layer_shapes(), self.maps()
+        statistics = self._input_statistics(values, events)
         frame = values[..., 0] if events else values
-        constant = _dropped(current(self.input, frame, "the input connection"), dropped.get("input"))
-        bias = self._biases(constant, dropped)
+        constant = self._input_current(frame, statistics, shapes[0], dropped)
+        bias = self._biases(constant, shapes, dropped)
         potentials = [torch.zeros_like(constant), *(torch.zeros_like(b) for b in bias[1:])]
         spikes, previous = [[torch.zeros_like(p) for p in potentials] for _ in range(2)]
         counts = [torch.zeros_like(p) for p in potentials]
-        weighted = [torch.zeros_like(p) for p in potentials] if neuron.leak < 1 else counts
+        weighted = [torch.zeros_like(p) for p in potentials] if leak < 1 else counts
         trains: list[list[Tensor]] = [[] for _ in potentials]
         for step in range(self.time_steps):
             spikes, previous = previous, spikes
             if events and step > 0:
-                bias[0] = _dropped(current(self.input, values[..., step]), dropped.get("input"))
+                bias[0] = self._input_current(values[..., step], statistics, shapes[0], dropped)
             for layer, potential in enumerate(potentials):
-                potential += bias[layer]
+                potential.add_(bias[layer], alpha=firing[layer].gain)
                 if layer > 0:
                     _add(maps[f"hidden.{layer - 1}"], potential, spikes[layer - 1], dropped.get(f"hidden.{layer - 1}"))
                 for index, (source, target) in enumerate(self.loops):
                     if target == layer and step > 0:
                         _add(maps[f"feedback.{index}"], potential, previous[source], dropped.get(f"feedback.{index}"))
-                torch.ge(potential, neuron.threshold, out=spikes[layer])
-                potential.sub_(spikes[layer], alpha=neuron.reset)
+                torch.ge(potential, firing[layer].threshold, out=spikes[layer])
+                potential.sub_(spikes[layer], alpha=firing[layer].reset)
                 counts[layer] += spikes[layer]
-                if neuron.leak < 1:
-                    potential *= neuron.leak
-                    weighted[layer].mul_(neuron.leak).add_(spikes[layer])
+                if leak < 1:
+                    potential *= leak
+                    weighted[layer].mul_(leak).add_(spikes[layer])
                 if trace:
                     trains[layer].append(spikes[layer].to(torch.int8))
-        norm = leak_sum(neuron.leak, self.time_steps)
+        norm = leak_sum(leak, self.time_steps)
         return Equilibrium(
             rates=tuple(w / norm for w in weighted),
             counts=tuple(c.to(torch.int32) for c in counts),
@@ -251,11 +236,45 @@ class FeedbackSNN(nn.Module):
             trains=tuple(torch.stack(train) for train in trains) if trace else (),
         )
 
-    def _biases(self, constant: Tensor, dropped: Mapping[str, Tensor]) -> list[Tensor]:
+    def maps(self) -> dict[str, Map]:
+        """The linear part of every connection but the input's, by name, prepared for spikes of amplitude 1."""
+        shapes, firing = self.layer_shapes(), self.firing()
+        found = {}
+        for name, (source, target, module) in self.connections().items():
+            if source is not None:
+                factor = firing[source].amplitude * firing[target].gain
+                found[name] = connections.prepare(module, shapes[source], f"connection '{name}'", factor)
+        return found
+
+    def weighted_input(self, x: Tensor) -> Tensor:
+        """The normalised input; events weighted as the leak weights currents, sum leak^(T-t) x[t] / sum leak^k."""
+        values, events = self.prepared(x)
+        return self._weighted_mean(values) if events else values
+
+    def _weighted_mean(self, frames: Tensor) -> Tensor:
+        if self.leak == 1:
+            return frames.mean(-1)
+        powers = torch.arange(self.time_steps - 1, -1, -1, dtype=frames.dtype, device=frames.device)
+        weights: Tensor = self.leak**powers / leak_sum(self.leak, self.time_steps)
+        return frames @ weights
+
+    def _input_statistics(self, values: Tensor, events: bool) -> Statistics:
+        """What batch normalisation of the input uses: running statistics, while training the batch's, for events those of the mean's current."""
+        if not self.training:
+            return "running"
+        if not events:
+            return "batch"
+        return connections.event_statistics(self.input, self._weighted_mean(values), "the input connection")
+
+    def _input_current(self, frame: Tensor, statistics: Statistics, shape: tuple[int, ...], dropped: Mapping[str, Tensor]) -> Tensor:
+        made = current(self.input, frame, "the input connection", statistics).reshape(len(frame), *shape)
+        return _dropped(made, dropped.get("input"))
+
+    def _biases(self, constant: Tensor, shapes: tuple[tuple[int, ...], ...], dropped: Mapping[str, Tensor]) -> list[Tensor]:
         """What each layer receives at every step whatever spikes arrive: layer 0 its input current, the others their bias, (samples, *shape)."""
         found, spikes = [constant], torch.zeros_like(constant)
         for index, module in enumerate(self.hidden):
-            spikes = current(module, torch.zeros_like(spikes), f"hidden connection {index}")
+            spikes = current(module, torch.zeros_like(spikes), f"hidden connection {index}").reshape(len(constant), *shapes[index + 1])
             found.append(_dropped(spikes, dropped.get(f"hidden.{index}")))
         return found
 
@@ -278,7 +297,7 @@ def describe(model: FeedbackSNN) -> Network:
     """The plain description that `build` makes the same (untrained) module of; UsageError for a connection of an unsupported kind."""
 
     def plain_of(module: nn.Module, where: str) -> plain.Connection:
-        return kind_of(module, f"{where} of '{model.name}'").describe(module)
+        return connections.describe(module, f"{where} of '{model.name}'")
 
     loops = enumerate(zip(model.loops, model.feedback, strict=True))
     return Network(
@@ -289,34 +308,36 @@ def describe(model: FeedbackSNN) -> Network:
         feedback=tuple(
             plain.Feedback(source, target, plain_of(module, f"feedback connection {i}")) for i, ((source, target), module) in loops
         ),
-        readout=plain.Linear(model.readout.in_features, model.readout.out_features, model.readout.bias is not None),
+        readout=None if model.readout is None else plain_of(model.readout, "the readout"),
         neuron=model.neuron,
         time_steps=model.time_steps,
         feedback_steps=model.feedback_steps,
         scale_factor=model.scale_factor,
         dropout=model.dropout,
         normalize=None if model.normalize is None else model.normalize.settings,
+        dropout_of=model.dropout_of,
+        weighted_readout=model.weighted_readout,
+        trained_threshold=model.trained_threshold,
     )
 
 
 def build(network: Network) -> FeedbackSNN:
     """The untrained module of a description (torch's own initial weights); UsageError where its numbers contradict each other."""
     plain.check(network)
-
-    def module_of(connection: plain.Connection) -> nn.Module:
-        return BUILDERS[type(connection)](connection)
-
     return FeedbackSNN(
         name=network.name,
         input_shape=network.input_shape,
-        input=module_of(network.input),
-        hidden=[module_of(connection) for connection in network.hidden],
-        feedback=[(loop.source, loop.target, module_of(loop.connection)) for loop in network.feedback],
-        readout=cast(nn.Linear, module_of(network.readout)),
+        input=connections.build(network.input),
+        hidden=[connections.build(connection) for connection in network.hidden],
+        feedback=[(loop.source, loop.target, connections.build(loop.connection)) for loop in network.feedback],
+        readout=None if network.readout is None else connections.build(network.readout),
         neuron=network.neuron,
         time_steps=network.time_steps,
         feedback_steps=network.feedback_steps,
         scale_factor=network.scale_factor,
         dropout=network.dropout,
         normalize=None if network.normalize is None else Normalize(network.normalize.mean, network.normalize.std),
+        dropout_of=network.dropout_of,
+        weighted_readout=network.weighted_readout,
+        trained_threshold=network.trained_threshold,
     )

@@ -1,0 +1,240 @@
+"""Every kind of connection: its plain description, its current with gradients, and its linear part for many time steps.
+
+A new kind is one entry in `KINDS`, one in `BUILDERS`, one struct and one branch in `toolchain.network`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolchain import network as plain
+from toolchain.errors import UsageError
+from toolchain.layers.maps import ConvMap, ConvTransposeMap, DenseMap, Map, PoolMap, ScaleMap, Shape, UpsampleMap, chain
+from toolchain.layers.weights import Limited, Scale, Standardized, linear, weighted, weighted_bias
+
+EVENT_EPS = 1e-8
+"""Added to the variance of an event input's mean current, in place of batch normalisation's own eps (IDE's authors)."""
+
+Given = Mapping[nn.Module, tuple[Tensor, Tensor]]
+Statistics = Union[Literal["running", "batch", "learn"], Given]
+"""What batch normalisation uses: running statistics; the batch's; the batch's, which also update the running ones; or a given (mean, variance + eps)."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the front end must know of one kind of connection."""
+
+    describe: Callable[[Any, str], plain.Part]
+    current: Callable[[Any, Tensor, Statistics], Tensor]
+    prepare: Callable[[Any], Map]
+
+
+def current(module: nn.Module, values: Tensor, where: str = "a connection", statistics: Statistics = "running") -> Tensor:
+    """The post-synaptic current, bias included, that a connection makes of `values` (samples, *source shape)."""
+    for part in parts(module):
+        values = kind_of(part, where).current(part, values, statistics)
+    return values
+
+
+@torch.no_grad()
+def constant(module: nn.Module, shape: Shape, where: str = "a connection") -> Tensor | None:
+    """The current without any spikes from a source of `shape`, (1, *target shape) with running statistics, or None for nothing; no product with a weight."""
+    made: Tensor | None = None
+    for part in parts(module):
+        described = kind_of(part, where).describe(part, where)
+        source, shape = shape, plain.output_shape(described, shape, where)
+        if made is not None:
+            made = current(part, made, where)
+        elif isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            made = current(part, part.weight.new_zeros(1, *source), where)
+        elif plain.has_bias(described):
+            made = weighted_bias(part, where).reshape(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
+    return made
+
+
+def prepare(module: nn.Module, shape: Shape, where: str, factor: float = 1.0) -> Map:
+    """The linear part of a connection whose source has `shape`, times `factor`, with running statistics."""
+    with torch.no_grad():
+        maps = [kind_of(part, where).prepare(part) for part in parts(module)]
+    described = plain.parts_of(describe(module, where))
+    made = []
+    for part in described:
+        shape = plain.output_shape(part, shape, where)
+        made.append(shape)
+    whole = chain(maps, made)
+    return whole if factor == 1 else whole.scaled(factor)
+
+
+def parts(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The parts of a connection, in order."""
+    return tuple(module) if type(module) is nn.Sequential else (module,)
+
+
+def describe(module: nn.Module, where: str) -> plain.Connection:
+    """The plain description of a connection; UsageError, starting with `where`, for a kind that is not supported."""
+    found = tuple(kind_of(part, where).describe(part, where) for part in parts(module))
+    return plain.Chain(found) if type(module) is nn.Sequential else found[0]
+
+
+def build(connection: plain.Connection) -> nn.Module:
+    """The untrained module of a description (torch's own initial weights)."""
+    if isinstance(connection, plain.Chain):
+        return nn.Sequential(*(build(part) for part in connection.parts))
+    return BUILDERS[type(connection)](connection)
+
+
+def kind_of(module: nn.Module, where: str) -> Kind:
+    """How to treat `module`; UsageError naming `where` and the supported kinds."""
+    if type(module) in KINDS:
+        return KINDS[type(module)]
+    raise UsageError(f"{where} is a {type(module).__name__}, which is not supported yet: use {' or '.join(k.__name__ for k in KINDS)}")
+
+
+def advance(module: nn.Module) -> None:
+    """Start a training batch: restricted weights measure themselves again."""
+    for part in module.modules():
+        if isinstance(part, Limited):
+            part.advance()
+
+
+def event_statistics(module: nn.Module, mean_input: Tensor, where: str) -> Given:
+    """(mean, variance) of each batch normalisation, from the current of the mean input, for all time steps of events (IDE's authors)."""
+    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    values = mean_input
+    for part in parts(module):
+        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            axes = (0, *range(2, values.ndim))
+            found[part] = values.mean(axes), values.var(axes, unbiased=True) + EVENT_EPS
+        values = kind_of(part, where).current(part, values, found)
+    return found
+
+
+def _weighted_current(module: nn.Module, values: Tensor, _: Statistics) -> Tensor:
+    op, weight = weighted(module, "a connection")
+    return linear(op, weight, values)
+
+
+def _weighted_map(module: nn.Module) -> Map:
+    op, weight = weighted(module, "a connection")
+    weight = weight.detach()
+    if isinstance(op, nn.Linear):
+        return DenseMap(weight, weight.t().contiguous())
+    stride, padding = _number(op.stride, "a connection"), _number(op.padding, "a connection")
+    return ConvMap(weight, stride, padding) if isinstance(op, nn.Conv2d) else ConvTransposeMap(weight, stride, padding)
+
+
+def _describe_weighted(module: Any, where: str) -> plain.Part:
+    """nn.Linear, nn.Conv2d or nn.ConvTranspose2d, alone or standardised or limited."""
+    op = module.op if isinstance(module, (Limited, Standardized)) else module
+    standardized = isinstance(module, Standardized)
+    limit = module.limit if isinstance(module, Limited) else None
+    if isinstance(op, nn.Linear):
+        return plain.Linear(op.in_features, op.out_features, op.bias is not None, standardized, limit)
+    if op.groups != 1 or set(op.dilation) != {1} or op.padding_mode != "zeros":
+        raise UsageError(f"{where} has groups, dilation or a padding mode: use a plain convolution with zeros around")
+    kernel, stride, padding = (_number(value, where) for value in (op.kernel_size, op.stride, op.padding))
+    if isinstance(op, nn.Conv2d):
+        return plain.Conv2d(op.in_channels, op.out_channels, kernel, stride, padding, op.bias is not None, standardized, limit)
+    extra = _number(op.output_padding, where)
+    return plain.ConvTranspose2d(op.in_channels, op.out_channels, kernel, stride, padding, extra, op.bias is not None, limit)
+
+
+def _number(value: Any, where: str) -> int:
+    """The one number behind (n, n) or n."""
+    found = {value} if isinstance(value, (int, str)) else set(value)
+    if len(found) == 1 and isinstance(next(iter(found)), int):
+        return int(next(iter(found)))
+    raise UsageError(f"{where} has kernels, strides or padding {value}: give one number for height and width")
+
+
+def _describe_pool(module: nn.AvgPool2d, where: str) -> plain.Part:
+    kernel = _number(module.kernel_size, where)
+    if _number(module.stride, where) != kernel or _number(module.padding, where) != 0 or module.ceil_mode:
+        raise UsageError(f"{where} pools with overlap, padding or ceil_mode: pool {kernel} x {kernel} squares side by side")
+    return plain.AvgPool2d(kernel)
+
+
+def _describe_upsample(module: nn.Upsample, where: str) -> plain.Part:
+    if module.mode != "nearest" or not isinstance(module.scale_factor, (int, float)) or module.scale_factor != int(module.scale_factor):
+        raise UsageError(f"{where} upsamples by other than whole repetition: use nn.Upsample(scale_factor=2, mode='nearest')")
+    return plain.Upsample(int(module.scale_factor))
+
+
+def _describe_norm(module: Union[nn.BatchNorm1d, nn.BatchNorm2d], where: str) -> plain.Part:
+    if not module.affine or not module.track_running_stats or module.momentum is None:
+        raise UsageError(f"{where} has batch normalisation without weight, running statistics or momentum: keep torch's defaults")
+    return plain.BatchNorm(module.num_features, isinstance(module, nn.BatchNorm2d), module.eps, module.momentum)
+
+
+def _normalized(module: Union[nn.BatchNorm1d, nn.BatchNorm2d], values: Tensor, statistics: Statistics) -> Tensor:
+    weight, bias = module.weight, module.bias
+    if statistics == "running":
+        return functional.batch_norm(values, module.running_mean, module.running_var, weight, bias, False, 0.0, module.eps)
+    if isinstance(statistics, Mapping):
+        mean, variance = (v.reshape(-1, *[1] * (values.ndim - 2)) for v in statistics[module])
+        scale, shift = (v.reshape(mean.shape) for v in (weight, bias))
+        return (values - mean) / variance.sqrt() * scale + shift
+    if values.numel() == values.shape[1]:
+        raise UsageError("batch normalisation needs more than one value for each feature: use batches of two samples or more")
+    if statistics == "batch":
+        return functional.batch_norm(values, None, None, weight, bias, True, 0.0, module.eps)
+    assert module.num_batches_tracked is not None  # `describe` refuses modules without running statistics
+    module.num_batches_tracked.add_(1)
+    return functional.batch_norm(values, module.running_mean, module.running_var, weight, bias, True, module.momentum, module.eps)
+
+
+def _norm_map(module: Union[nn.BatchNorm1d, nn.BatchNorm2d]) -> Map:
+    assert module.running_var is not None  # `describe` refuses modules without running statistics
+    return ScaleMap(module.weight.detach() / (module.running_var + module.eps).sqrt())
+
+
+_WEIGHTED = Kind(_describe_weighted, _weighted_current, _weighted_map)
+_NORM = Kind(_describe_norm, _normalized, _norm_map)
+
+KINDS: dict[type[nn.Module], Kind] = {
+    nn.Linear: _WEIGHTED,
+    nn.Conv2d: _WEIGHTED,
+    nn.ConvTranspose2d: _WEIGHTED,
+    nn.AvgPool2d: Kind(_describe_pool, lambda m, values, _: m(values), lambda m: PoolMap(_number(m.kernel_size, "a pool"))),
+    nn.Upsample: Kind(_describe_upsample, lambda m, values, _: m(values), lambda m: UpsampleMap(int(m.scale_factor))),
+    nn.BatchNorm1d: _NORM,
+    nn.BatchNorm2d: _NORM,
+    Scale: Kind(lambda m, _: plain.Scale(m.factor), lambda m, values, _: m(values), lambda m: ScaleMap(m.factor)),
+    Standardized: _WEIGHTED,
+    Limited: _WEIGHTED,
+}
+
+
+def _build_weighted(part: Union[plain.Linear, plain.Conv2d, plain.ConvTranspose2d]) -> nn.Module:
+    op: Union[nn.Linear, nn.Conv2d, nn.ConvTranspose2d]
+    if isinstance(part, plain.Linear):
+        op = nn.Linear(part.inputs, part.outputs, bias=part.bias)
+    elif isinstance(part, plain.Conv2d):
+        op = nn.Conv2d(part.inputs, part.outputs, part.kernel, part.stride, part.padding, bias=part.bias)
+    else:
+        op = nn.ConvTranspose2d(part.inputs, part.outputs, part.kernel, part.stride, part.padding, part.output_padding, bias=part.bias)
+    if not isinstance(op, nn.ConvTranspose2d) and getattr(part, "standardized", False):
+        return Standardized(op)
+    return op if part.limit is None else Limited(op, part.limit)
+
+
+def _build_norm(part: plain.BatchNorm) -> nn.Module:
+    kind = nn.BatchNorm2d if part.images else nn.BatchNorm1d
+    return kind(part.features, eps=part.eps, momentum=part.momentum)
+
+
+BUILDERS: dict[type, Callable[[Any], nn.Module]] = {
+    plain.Linear: _build_weighted,
+    plain.Conv2d: _build_weighted,
+    plain.ConvTranspose2d: _build_weighted,
+    plain.AvgPool2d: lambda part: nn.AvgPool2d(part.kernel),
+    plain.Upsample: lambda part: nn.Upsample(scale_factor=part.factor, mode="nearest"),
+    plain.Scale: lambda part: Scale(part.factor),
+    plain.BatchNorm: _build_norm,
+}
