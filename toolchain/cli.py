@@ -6,6 +6,7 @@ never ignored.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -14,10 +15,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, Protocol
 
-import typer
+try:
+    import typer
 
-import toolchain
-from toolchain.errors import ToleranceError, ToolchainError, UsageError
+    import toolchain
+    from toolchain.errors import ToleranceError, ToolchainError, UsageError
+except KeyboardInterrupt:  # Ctrl-C right after Enter: `main` is not there yet to say so
+    print("toolchain: interrupted", file=sys.stderr)
+    sys.exit(130)
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="toolchain",
@@ -38,13 +45,22 @@ class Outcome(Protocol):
     def to_text(self) -> str: ...
 
 
+def _path(text: str) -> Path:
+    """The path of a flag; an empty one would mean the working directory."""
+    if not text:
+        raise UsageError("a path is empty: give a name, or '.' for the working directory")
+    return Path(text)
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A name from `toolchain models`, a run folder, a checkpoint, or a .fsnn file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Dataset = Annotated[str, typer.Option(metavar="D", help="digits, mnist-1k, mnist or fashion-mnist.")]
 Samples = Annotated[int | None, typer.Option(metavar="N", help="How many samples, from the first; all by default.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where torch computes.")]
 Fallback = Annotated[str | None, typer.Option(metavar="TARGET", help="Run there where a target's dependency is missing, and say so.")]
-DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Where data sets are; else $TOOLCHAIN_DATA, else the cache.")]
+DataDir = Annotated[
+    Path | None, typer.Option(parser=_path, metavar="DIR", help="Where data sets are; else $TOOLCHAIN_DATA, else the cache.")
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="One setting; may be given again.")]
 
 
@@ -74,6 +90,14 @@ def _later(what: str, given: object = True) -> None:
     """Refuse a flag or verb of a later version."""
     if given:
         raise UsageError(f"{what} is not part of this version of the toolchain ({toolchain.__version__}): leave it out")
+
+
+def _unused(context: typer.Context, by: str, names: tuple[str, ...]) -> None:
+    """Refuse flags that were given but would not be looked at."""
+    sources = ((name, context.get_parameter_source(name)) for name in names)
+    given = [f"--{name.replace('_', '-')}" for name, source in sources if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise UsageError(f"{' and '.join(given)} would not be used by {by}: leave {'it' if len(given) == 1 else 'them'} out")
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -127,7 +151,7 @@ def targets(json: Json = False) -> None:
 )
 def train(
     model: Annotated[str, typer.Argument(metavar="MODEL|CONFIG.yaml", help="A name from `toolchain models`, or a configuration file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="The run folder to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", parser=_path, metavar="RUN", help="The run folder to write.")],
     method: Annotated[str | None, typer.Option(metavar="M", help="The training method: spide; the configuration's by default.")] = None,
     dataset: Annotated[str | None, typer.Option(metavar="D", help="digits, mnist or fashion-mnist; the model's own by default.")] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training data; the model's own by default.")] = None,
@@ -161,7 +185,9 @@ def train(
 )
 def compile(
     model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.fsnn", help="The artefact to write; missing folders are made.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", parser=_path, metavar="FILE.fsnn", help="The artefact to write; missing folders are made.")
+    ],
     target: Annotated[str, typer.Option(metavar="T", help="The target whose passes run.")] = "lava-sim",
     chip: Annotated[str, typer.Option(metavar="CHIP", help="The chip whose limits hold.")] = "loihi2",
     weight_bits: Annotated[int, typer.Option(metavar="BITS", help="Bits of a weight's mantissa.")] = 8,
@@ -198,7 +224,7 @@ def inspect(
     model: Model,
     after: Annotated[str | None, typer.Option(metavar="PASS", help="Show the graph as this pass leaves it.")] = None,
     processes: Annotated[bool, typer.Option("--processes", help="Not part of this version.")] = False,
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Not part of this version.")] = None,
+    svg: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Not part of this version.")] = None,
     json: Json = False,
 ) -> None:
     """Show the graph, its passes and its units."""
@@ -221,7 +247,9 @@ def deploy(
     synapses: Annotated[str, typer.Option(metavar="own|stock", help="lava-sim: our synapse processes, or Lava's.")] = "own",
     device: Device = "auto",
     fallback: Fallback = None,
-    predictions: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Write predictions, labels, logits and rates.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="FILE.npz", help="Write predictions, labels, logits and rates.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Not part of this version.")] = False,
     data_dir: DataDir = None,
     json: Json = False,
@@ -230,6 +258,8 @@ def deploy(
 
     The result is accuracy, speed, spikes and synaptic operations.
     """
+    if jobs < 1:
+        raise UsageError(f"--jobs takes a whole number from 1, not {jobs}")
     _later("--jobs above 1", jobs != 1)
     _later("--scheduler", scheduler)
     _later("--resume of deploy", resume)
@@ -258,7 +288,7 @@ def compare(
     samples: Samples = None,
     device: Device = "auto",
     max_drop: Annotated[float | None, typer.Option(metavar="POINTS", help="Exit 4 where accuracy drops by more percentage points.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write an HTML page and pictures there.")] = None,
+    report: Annotated[Path | None, typer.Option(parser=_path, metavar="DIR", help="Write an HTML page and pictures there.")] = None,
     fallback: Fallback = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -289,6 +319,7 @@ def compare(
     )
 )
 def verify(
+    context: typer.Context,
     model: Model,
     targets: Annotated[str, typer.Option(metavar="A,B,...", help="Targets that must agree.")] = "reference,sim,lava-sim",
     dataset: Dataset = "mnist-1k",
@@ -302,6 +333,8 @@ def verify(
 
     Every spike, potential and saturation is compared; exit 4 where one differs.
     """
+    if replay:
+        _unused(context, "--replay, which runs the inputs kept in the artefact", ("dataset", "samples", "phase", "data_dir"))
     outcome = toolchain.verify(
         model, targets=_listed(targets), dataset=dataset, samples=samples, phase=phase, replay=replay, data_dir=data_dir
     )
@@ -332,23 +365,51 @@ def main() -> NoReturn:
     """The command `toolchain`. Exit codes: 0 done, 1 the tool's error, 2 usage, 3 does not fit the chip, 4 outside a tolerance, 130 interrupted."""
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = "--debug" in sys.argv[1:]
+    _open_streams()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = typer.main.get_command(app)(arguments or ["--help"], prog_name="toolchain", standalone_mode=False)
+        if code == INTERRUPTED:  # typer makes this of KeyboardInterrupt, and no verb returns it
+            raise KeyboardInterrupt
         sys.stdout.flush()
-    except BrokenPipeError:
-        # the reader of stdout left; the interpreter's own flush at exit must not complain again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except KeyboardInterrupt:
-        code = _failed("interrupted", 130)
+        code = _failed("interrupted", INTERRUPTED)
+    except SystemExit as left:
+        code = _failed("terminated", TERMINATED) if left.code == TERMINATED else left.code
     except ToolchainError as error:
         code = _failed(str(error), error.exit_code, debug)
     except typer.TyperException as error:
         code = _failed(f"{error.format_message().rstrip('.')}: see toolchain {_verb_of(arguments)}--help", 2, debug)
     except Exception as error:  # the boundary: whatever it is, a person reads one sentence
-        code = _failed(f"unexpected {type(error).__name__}: {error}; run again with --debug to see where", 1, debug)
+        code = _unexpected(error, debug)
+    # what is left is the interpreter's own end; Ctrl-C there would kill it after the result is out
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """A stream that the shell closed goes to the null device; else the next file opened would take its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+
+
+def _unexpected(error: Exception, debug: bool) -> int:
+    if not isinstance(error, OSError):
+        return _failed(f"unexpected {type(error).__name__}: {error}; run again with --debug to see where", 1, debug)
+    _give_up_stdout()
+    if isinstance(error, BrokenPipeError):  # the reader of stdout left, on purpose
+        return 1
+    what = "stdout or a file" if error.filename is None else f"'{error.filename}'"
+    return _failed(f"cannot read or write {what} ({error.strerror}): choose a place that is whole, permitted and has free space", 1, debug)
+
+
+def _give_up_stdout() -> None:
+    """Where stdout takes nothing any more, the interpreter's own flush at exit must not complain again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _verb_of(arguments: list[str]) -> str:
@@ -365,7 +426,7 @@ def _failed(message: str, code: int, debug: bool = False) -> int:
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     """Leave through every `finally`, so that a target stops what it started."""
-    sys.exit(128 + number)
+    sys.exit(TERMINATED)
 
 
 if __name__ == "__main__":
