@@ -152,7 +152,9 @@ def targets(json: Json = False) -> None:
 def train(
     model: Annotated[str, typer.Argument(metavar="MODEL|CONFIG.yaml", help="A name from `toolchain models`, or a configuration file.")],
     output: Annotated[Path, typer.Option("-o", "--output", parser=_path, metavar="RUN", help="The run folder to write.")],
-    method: Annotated[str | None, typer.Option(metavar="M", help="The training method: spide; the configuration's by default.")] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="M", help="ide, spide, dsr, ottt-a, ottt-o, saf-e or saf-f; the configuration's by default.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(metavar="D", help="digits, mnist or fashion-mnist; the model's own by default.")] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training data; the model's own by default.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of weights and order; the configuration's, or 0, by default.")] = None,
