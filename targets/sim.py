@@ -14,7 +14,7 @@ import numpy as np
 
 from toolchain import codec
 from toolchain.errors import GraphError
-from toolchain.fixed import decay
+from toolchain.fixed import EXACT_FLOAT32, EXACT_FLOAT64, decay, largest_product
 from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Dense, Dynamics, Graph, Identity, Phase, Synapse
 from toolchain.limits import LOIHI2, Limits
 from toolchain.passes import LOIHI_PIPELINE, Pipeline
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from toolchain.targets.torch_ticks import Arithmetic, TickRun
 
-EXACT_FLOAT32 = 2**24
-EXACT_FLOAT64 = 2**53
 INT32_SAFE = 2**31 - 1
 
 
@@ -67,7 +65,7 @@ class _Integers:
         import torch
 
         self._device = device
-        bounds = {id(s): _bound(graph, s) for s in phase.synapses}
+        bounds = {id(s): largest_product(graph, s) for s in phase.synapses}
         widest = max((partial for partial, _ in bounds.values()), default=0)
         if widest >= EXACT_FLOAT64:
             raise GraphError(f"a sum of phase '{phase.name}' can reach {widest}, above 2^53: lower the weights or the input levels")
@@ -122,19 +120,6 @@ class _Integers:
         if leak == 1:
             return potential
         return potential.sign() * ((potential.abs() * (DECAY_ONE - decay(leak))) >> 12)
-
-
-def _bound(graph: Graph, synapse: Synapse) -> tuple[int, int]:
-    """The largest partial sum a product of this synapse can meet, and the largest current it delivers."""
-    source = graph.population(synapse.source)
-    spike = int(graph.scale("forward", source.name)) if source.kind == "input" else 1
-    partial = total = spike
-    for op in synapse.ops:
-        if isinstance(op, Dense):
-            magnitude = np.abs(graph.tensors[op.weight].astype(np.int64)).sum(axis=0 if op.transpose else 1)
-            partial = total * int(magnitude.max(initial=0))
-            total = partial << op.exponent
-    return partial, total
 
 
 def _constant_bound(graph: Graph, phase: Phase) -> int:

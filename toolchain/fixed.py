@@ -14,7 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.errors import GraphError
-from toolchain.ir import DECAY_ONE, EXPONENT_LIMIT, MANTISSA_LIMIT, POTENTIAL_LIMIT, Array, Dense, Dynamics, Identity, Op, Scale
+from toolchain.ir import (
+    DECAY_ONE,
+    EXPONENT_LIMIT,
+    MANTISSA_LIMIT,
+    POTENTIAL_LIMIT,
+    Array,
+    Dense,
+    Dynamics,
+    Graph,
+    Identity,
+    Op,
+    Scale,
+    Synapse,
+)
 from toolchain.ir import leak_sum as leak_sum
 
 CURRENT_MANTISSA = (-MANTISSA_LIMIT, MANTISSA_LIMIT - 1)
@@ -22,6 +35,12 @@ CURRENT_MANTISSA = (-MANTISSA_LIMIT, MANTISSA_LIMIT - 1)
 
 CURRENT_EXPONENT_MAX = EXPONENT_LIMIT
 """A bias exponent has 3 bits."""
+
+EXACT_FLOAT32 = 2**24
+"""Whole numbers below this are exact in float32, whatever order they are added in."""
+
+EXACT_FLOAT64 = 2**53
+"""The same for float64."""
 
 WEIGHT_EXPONENT_MAX = EXPONENT_LIMIT
 """A weight exponent is 4 bit signed; negative ones floor and are never used."""
@@ -96,6 +115,21 @@ def apply(ops: Iterable[Op], tensors: Mapping[str, Array], values: Array, shape:
         elif not isinstance(op, Identity):
             raise GraphError(f"operation {type(op).__name__} has no arithmetic yet: fully connected networks have")
     return result.reshape(len(values), *shape)
+
+
+def largest_product(graph: Graph, synapse: Synapse) -> tuple[int, int]:
+    """For an integer graph: the largest partial sum of mantissas a product of this synapse can meet, in whatever order, and the largest current it delivers.
+
+    A float type holds all partial sums exactly while the first is below `EXACT_FLOAT32` or `EXACT_FLOAT64`.
+    """
+    source = graph.population(synapse.source)
+    partial = delivered = int(graph.scale("forward", source.name)) if source.kind == "input" else 1
+    for op in synapse.ops:
+        if isinstance(op, Dense):
+            magnitude = np.abs(graph.tensors[op.weight].astype(np.int64)).sum(axis=0 if op.transpose else 1)
+            partial = delivered * int(magnitude.max(initial=0))
+            delivered = partial << op.exponent
+    return partial, delivered
 
 
 class Mantissas(NamedTuple):

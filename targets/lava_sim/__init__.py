@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from toolchain.errors import DesignRuleError, GraphError, UsageError, unknown
-from toolchain.fixed import WEIGHT_EXPONENT_MAX, weight_range
+from toolchain.fixed import EXACT_FLOAT64, WEIGHT_EXPONENT_MAX, largest_product, weight_range
 from toolchain.ir import Graph, Phase, Synapse
 from toolchain.limits import LOIHI2, Limits
 from toolchain.passes import FLOAT_PIPELINE, LOIHI_PIPELINE, Pipeline
@@ -121,7 +121,7 @@ class LavaSim:
         return problems
 
     def _synapse_problems(self, graph: Graph, phase: Phase, synapse: Synapse) -> list[str]:
-        from toolchain.targets.lava_sim.compile import EXACT_FLOAT64, dense_of, largest_sum, oriented
+        from toolchain.targets.lava_sim.compile import dense_of, oriented
 
         where = f"synapse '{synapse.source}' -> '{synapse.target}' in phase '{phase.name}'"
         problems = []
@@ -139,9 +139,9 @@ class LavaSim:
             return problems
         if not 0 <= op.exponent <= WEIGHT_EXPONENT_MAX:
             problems.append(f"{where} has weight exponent {op.exponent}: it must lie in 0..{WEIGHT_EXPONENT_MAX}")
-        bound = largest_sum(graph, synapse)
-        if bound << op.exponent >= EXACT_FLOAT64:
-            problems.append(f"{where} can reach sums of {bound << op.exponent}, beyond exact arithmetic: use fewer weight bits")
+        bound, delivered = largest_product(graph, synapse)
+        if delivered >= EXACT_FLOAT64:
+            problems.append(f"{where} can reach sums of {delivered}, beyond exact arithmetic: use fewer weight bits")
         if self.synapses == "stock":
             low, high = weight_range(STOCK_WEIGHT_BITS)
             weights = oriented(graph, op)
@@ -149,7 +149,7 @@ class LavaSim:
                 problems.append(
                     f"{where} has weights outside {low}..{high}, which Lava's stock synapses clip: quantize to 8 bits, or use synapses own"
                 )
-            if max(2 * bound, bound << op.exponent) >= STOCK_SUM:
+            if max(2 * bound, delivered) >= STOCK_SUM:
                 problems.append(f"{where} can reach sums beyond the 32 bits of Lava's stock synapses: use synapses own")
         return problems
 

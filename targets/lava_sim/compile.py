@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from toolchain import codec
 from toolchain.errors import GraphError, UsageError
+from toolchain.fixed import EXACT_FLOAT32, largest_product
 from toolchain.ir import Array, Dense, Graph, Phase, Population, Synapse
 from toolchain.target import History, Latch, Result, join
 from toolchain.targets.lava_sim.plan import PHASES, Board, Part, Record, Role, shared
@@ -28,9 +29,6 @@ SLOT_BYTES = 2**27
 """Shared memory for what one run of several batches records; longer calls take several runs."""
 
 MAX_SLOTS = 64
-
-EXACT_FLOAT32 = 2**24
-EXACT_FLOAT64 = 2**53
 
 
 class Run:
@@ -245,20 +243,12 @@ def oriented(graph: Graph, op: Dense) -> Array:
     return graph.tensors[op.weight].T if op.transpose else graph.tensors[op.weight]
 
 
-def largest_sum(graph: Graph, synapse: Synapse) -> int:
-    """A bound on |sum of mantissas times spikes| at any neuron of the target (whole-number graphs)."""
-    source = graph.population(synapse.source)
-    spike = int(graph.scale("forward", source.name)) if source.kind == "input" else 1
-    rows = np.abs(oriented(graph, dense_of(synapse)).astype(np.int64)).sum(axis=1)
-    return int(rows.max(initial=0)) * spike
-
-
 def exact_type(graph: Graph, synapse: Synapse) -> npt.DTypeLike:
     """The float type whose matrix product is exact whatever its order: every partial sum is a whole number below 2^24 or 2^53.
 
     The exponent multiplies weights by a power of two, which rounds nothing. Float graphs take float64.
     """
-    return np.float32 if graph.integer and largest_sum(graph, synapse) < EXACT_FLOAT32 else np.float64
+    return np.float32 if graph.integer and largest_product(graph, synapse)[0] < EXACT_FLOAT32 else np.float64
 
 
 def idle_ticks(phase: Phase) -> int:
