@@ -484,6 +484,7 @@ def _verify_integers(graph: Graph, phase: Phase, kinds: Mapping[str, str]) -> No
         for op in drive.ops:
             _verify_range(graph, weight_of(op), 2**31)
         _verify_range(graph, drive.bias, 2**52)
+        _verify_host_sum(graph, drive)
     for synapse in phase.synapses:
         largest = max((getattr(op, "exponent", 0) for op in synapse.ops), default=0)
         where = f"synapse '{synapse.source}' -> '{synapse.target}' in phase '{phase.name}'"
@@ -503,6 +504,19 @@ def _verify_integers(graph: Graph, phase: Phase, kinds: Mapping[str, str]) -> No
         levels = graph.scale("forward", population.name)
         whole = levels >= 1 and float(levels).is_integer()
         _require(whole, f"input '{population.name}' has scale {levels}: an integer graph needs a whole number of levels, at least 1")
+
+
+def _verify_host_sum(graph: Graph, drive: Drive) -> None:
+    """The host adds whole numbers in float64, which is exact below 2^53 only."""
+    weights = [graph.tensors[name] for op in drive.ops if (name := weight_of(op)) is not None]
+    if drive.source != "input" or not weights:
+        return
+    levels = int(graph.scale("forward", graph.of_kind("input")[0].name))
+    largest = max(int(np.abs(weight.astype(np.int64)).sum(axis=1).max(initial=0)) for weight in weights) * levels
+    exact = largest + (0 if drive.bias is None else int(np.abs(graph.tensors[drive.bias]).max(initial=0))) < 2**53
+    _require(
+        exact, f"drive of population '{drive.population}' can sum to {largest}, beyond what the host adds exactly (2^53): lower its shift"
+    )
 
 
 def _verify_range(graph: Graph, key: str | None, limit: int) -> None:

@@ -104,6 +104,14 @@ CASES = {
         lambda g: change(g, tensors={n: t[:1] if n == "input.bias" else t for n, t in g.tensors.items()}),
         "bias 'input.bias' .* make it the full shape",
     ),
+    "host sum": (
+        lambda g: change(
+            g,
+            tensors={**g.tensors, "input.weight": np.full_like(g.tensors["input.weight"], 2**31 - 1)},
+            units=change(g.units, scale={**g.units.scale, "forward": {**g.units.scale["forward"], "input": 2.0**24}}),
+        ),
+        "beyond what the host adds exactly",
+    ),
     "idle population": (
         lambda g: change(g, populations=(*g.populations, change(g.populations[1], name="extra"))),
         "population 'extra' takes no part in the forward phase",
