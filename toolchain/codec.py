@@ -80,10 +80,11 @@ def _host_total(graph: Graph, drive: Drive, encoded: Array) -> Array:
 
 def clipped_currents(graph: Graph, inputs: Array) -> int:
     """How many injected input currents of `inputs` pass the 13-bit mantissa and are cut: 0 wherever `passes.quantize` found room for the worst case."""
-    if not graph.integer:
+    tight = [drive for drive in graph.phase("forward").drive if graph.integer and not _fits(graph, drive)]
+    if not tight:
         return 0
     encoded = encode_input(graph, check_inputs(graph, inputs))
-    return sum(_host_current(graph, drive, encoded).clipped for drive in graph.phase("forward").drive if not _fits(graph, drive))
+    return sum(_host_current(graph, drive, encoded).clipped for drive in tight)
 
 
 def _fits(graph: Graph, drive: Drive) -> bool:
@@ -126,22 +127,22 @@ def bias_currents(graph: Graph, phase: Phase) -> dict[str, Array]:
 
 def error_current(graph: Graph, error: Array) -> Array:
     """The feedback phase's injected current (samples, *population shape) from `error` = d(gain * loss)/d(rate), in the model's unit."""
-    phase = graph.phase("feedback")
-    drive = next(drive for drive in phase.drive if drive.source == "error")
-    shape = graph.population(drive.population).shape
-    current = error.astype(np.float64).reshape(len(error), *shape) * graph.scale("feedback", drive.population)
     if not graph.integer:
-        return current
-    injected = fixed.injected(current, drive.exponent)
+        return _scaled_error(graph, error)
+    injected = fixed.injected(_scaled_error(graph, error), error_drive(graph).exponent)
     return injected.mantissa << injected.exponent
 
 
 def clipped_errors(graph: Graph, error: Array) -> int:
     """How many error currents pass the 13-bit mantissa and are cut: with |error| up to one spike's amplitude none."""
-    if not graph.integer:
-        return 0
-    drive = error_drive(graph)
-    return fixed.injected(error.astype(np.float64) * graph.scale("feedback", drive.population), drive.exponent).clipped
+    return fixed.injected(_scaled_error(graph, error), error_drive(graph).exponent).clipped if graph.integer else 0
+
+
+def _scaled_error(graph: Graph, error: Array) -> Array:
+    """`error` in graph units, (samples, *population shape)."""
+    population = error_drive(graph).population
+    shape = graph.population(population).shape
+    return error.astype(np.float64).reshape(len(error), *shape) * graph.scale("feedback", population)
 
 
 def mask(graph: Graph, forward: Result, population: str) -> npt.NDArray[np.bool_]:
