@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from toolchain import codec, data
 from toolchain.comparison import Comparison, Gradient, Row, Trace
-from toolchain.deploy import Deployment, Options, available, classify, configure, started
+from toolchain.deploy import Deployment, Options, available, classify, started
 from toolchain.errors import UsageError
 from toolchain.feedback import Feedback, both_phases
 from toolchain.files import ready_folder
@@ -94,7 +94,7 @@ def thresholds(graph: Graph) -> dict[str, dict[str, float]]:
 
 def _options(target: Target, device: str) -> Options:
     """The device goes to targets that have one; the others run on the CPU whatever the first row does."""
-    return Options(device=device if hasattr(configure(target, Options()), "device") else "auto")
+    return Options(device=device if hasattr(target, "device") else "auto")
 
 
 def _feedback(source: Source, target: Target, dataset: data.Dataset, device: str) -> Feedback | None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain import codec, data, devices
-from toolchain.compiler import executable, forward_only, graph_for
+from toolchain.compiler import executable, forward_only, graph_for, lowered
 from toolchain.errors import UsageError
 from toolchain.files import ready_folder, replace_file
 from toolchain.module_run import ModuleRun
@@ -171,8 +171,6 @@ def started(source: Source, chosen: Target, options: Options, phases: tuple[str,
     """A running executable of `source` on `chosen`, closed at the end whatever happens."""
     configured = configure(chosen, options)
     if chosen.name == "torch" and source.module is not None and not options.trace:
-        from toolchain.compiler import lowered
-
         batch = {} if options.batch == "auto" else {"batch": _batch(options.batch)}
         run: Executable = ModuleRun(source.module, FLOAT_PIPELINE.until("adjoint")(lowered(source)), device=options.device, **batch)
     else:
@@ -197,11 +195,11 @@ def configure(chosen: Target, options: Options) -> Target:
             raise UsageError(f"target '{chosen.name}' has no option '{name}': leave it out")
     if "device" in fields:
         wanted["device"] = options.device
-    elif devices.pick(options.device).type == "cuda" and options.device == "cuda":
+    elif devices.pick(options.device).type == "cuda" and options.device != "auto":
         raise UsageError(f"target '{chosen.name}' runs on the CPU only: leave --device out")
     if not wanted:
         return chosen
-    changed: Target = replace(chosen, **wanted)  # type: ignore[type-var]
+    changed: Target = replace(chosen, **wanted)  # type: ignore[type-var]  # a protocol cannot say that it is a dataclass
     return changed
 
 

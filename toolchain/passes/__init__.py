@@ -93,7 +93,7 @@ def _replaced(rewrite: Pass, options: dict[str, Any]) -> Pass:
             raise UsageError(
                 f"option '{option}' of pass '{rewrite.name}' cannot be {value!r}: {str(error)[0].lower()}{str(error)[1:]}"
             ) from None
-    changed: Pass = replace(rewrite, **options)  # type: ignore[type-var]
+    changed: Pass = replace(rewrite, **options)  # type: ignore[type-var]  # a protocol cannot say that it is a dataclass
     return changed
 
 
