@@ -17,7 +17,7 @@ from toolchain import artifact, codec, config
 from toolchain.artifact import Artifact, Golden
 from toolchain.describe import Inspection
 from toolchain.errors import DesignRuleError, UsageError, unknown
-from toolchain.ir import Array, Graph
+from toolchain.ir import LARGEST_STEPS, Array, Graph
 from toolchain.passes import FLOAT_PIPELINE, Pipeline
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, Target, get
@@ -79,6 +79,9 @@ def compile(
     if source.module is None:
         raise UsageError(f"'{source.name}' is compiled already: give compile the model it was made of")
     _only("chip", chip, "loihi2")
+    path = None if output is None else Path(output)
+    if path is not None and path.suffix != ".fsnn":
+        raise UsageError(f"the artefact '{path}' needs the ending .fsnn, by which every command knows it")
     chosen = get(target)
     if "quantize" not in {p.name for p in chosen.pipeline.passes}:
         raise UsageError(
@@ -98,10 +101,7 @@ def compile(
         toolchain=toolchain.__version__,
         **_golden(graph),
     )
-    path = None if output is None else Path(output)
     if path is not None:
-        if path.suffix != ".fsnn":
-            raise UsageError(f"the artefact '{path}' needs the ending .fsnn, by which every command knows it")
         artifact.write(made, path)
     return Compiled(made, path, dumped)
 
@@ -115,8 +115,8 @@ def lowered(source: Source, time_steps: int | None = None, feedback_steps: int |
     graph = lower(source.module)
     steps = {"forward": time_steps, "feedback": feedback_steps}
     for name, wanted in steps.items():
-        if wanted is not None and not 1 <= wanted <= 100_000:
-            raise UsageError(f"the {name} phase cannot have {wanted} time steps: choose 1 to 100,000")
+        if wanted is not None and not 1 <= wanted <= LARGEST_STEPS:
+            raise UsageError(f"the {name} phase cannot have {wanted} time steps: choose 1 to {LARGEST_STEPS:,}")
     phases = tuple(msgspec.structs.replace(p, time_steps=steps[p.name] or p.time_steps) for p in graph.phases)
     return msgspec.structs.replace(graph, phases=phases)
 

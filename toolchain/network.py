@@ -11,6 +11,7 @@ from typing import Annotated, Union
 import msgspec
 
 from toolchain.errors import UsageError
+from toolchain.ir import LARGEST_STEPS
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
@@ -19,7 +20,6 @@ Shape = tuple[int, ...]
 MOST_AXES = 8
 MOST_WEIGHTS = 2**31
 """No connection has more weights than this: 8 GiB in float32."""
-MOST_STEPS = 100_000
 LARGEST = 1e30
 """Potentials are float32 while they are trained; settings up to this size, and down to its inverse, leave them room."""
 LARGEST_INPUT = 1e6
@@ -255,7 +255,7 @@ def check(network: Network) -> None:
         f"{where} has scale factor {network.scale_factor}: it must be above 0 (from {1 / LARGEST:g} to {LARGEST:g})",
     )
     for label, steps in (("time_steps", network.time_steps), ("feedback_steps", network.feedback_steps)):
-        _require(1 <= steps <= MOST_STEPS, f"{where} has {label} {steps}: give 1 to {MOST_STEPS}")
+        _require(1 <= steps <= LARGEST_STEPS, f"{where} has {label} {steps}: give 1 to {LARGEST_STEPS}")
     _require(
         1 <= len(network.input_shape) <= MOST_AXES and all(n >= 1 for n in network.input_shape),
         f"{where} has an input_shape with {len(network.input_shape)} axes: give 1 to {MOST_AXES}, each of length 1 or more",
