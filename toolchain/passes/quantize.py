@@ -12,6 +12,7 @@ import numpy as np
 from toolchain import fixed
 from toolchain.errors import DesignRuleError, GraphError, UsageError
 from toolchain.ir import POTENTIAL_LIMIT, SHIFT_LIMIT, Array, Bias, Dense, Drive, Dynamics, Graph, Phase, Rounding, Synapse, Units, frozen
+from toolchain.limits import LOIHI2
 
 FINEST = 2**13
 """No threshold needs a finer grid than this: 13-bit currents end there."""
@@ -45,8 +46,8 @@ class Quantize:
     name: str = "quantize"
 
     def __call__(self, graph: Graph) -> Graph:
-        if not 2 <= self.weight_bits <= 8:
-            raise UsageError(f"weight_bits is {self.weight_bits}: the chip has 2 to 8")
+        if not 2 <= self.weight_bits <= LOIHI2.weight_bits.value:
+            raise UsageError(f"weight_bits is {self.weight_bits}: the chip has 2 to {LOIHI2.weight_bits.value}")
         if not 1 <= self.input_levels <= LARGEST_LEVELS:
             raise UsageError(f"input_levels is {self.input_levels}: an input has 1 to {LARGEST_LEVELS:,} levels")
         if self.input_levels > LARGEST_PIXEL and any(
