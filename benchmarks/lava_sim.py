@@ -49,7 +49,8 @@ def main() -> None:
         ("stock synapses, samples switched in the graph", replace(LAVA_SIM, synapses="stock"), few, few),
         ("stock synapses, one run a sample", replace(LAVA_SIM, synapses="stock"), few, 1),
     ]
-    found = []
+    speeds: list[tuple[str, int, float]] = []
+    density = 0.0
     counts: dict[str, np.ndarray] = {}
     for name, target, samples, at_once in rows:
         with target.compile(graph) as run:
@@ -58,22 +59,29 @@ def main() -> None:
             expected = counts.setdefault(population, values)
             if not np.array_equal(values[:few], expected[:few]):
                 raise SystemExit(f"{name}: spike counts of '{population}' differ from the first row's")
-        found.append({"row": name, "samples": samples, "samples_per_second": samples / seconds})
-    slowest = found[-1]["samples_per_second"]
-    density = float(np.mean([codec.rates(graph, result, p.name).mean() for p in graph.of_kind("couple")]))
+        if not speeds:
+            density = float(np.mean([codec.rates(graph, result, p.name).mean() for p in graph.of_kind("couple")]))
+        speeds.append((name, samples, samples / seconds))
     steps = graph.phase("forward").time_steps
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
     print(
         f"{asked.model} on lava-sim, mnist-1k, trained weights (seed 0), T {steps}, spike density {100 * density:.1f} %, same spike counts in all rows"
     )
-    cells = [
-        [str(r["row"]), f"{r['samples']:,}", f"{r['samples_per_second']:,.0f}", f"{r['samples_per_second'] / slowest:.1f}"] for r in found
-    ]  # type: ignore[str-format]
+    slowest = speeds[-1][2]
+    cells = [[name, f"{samples:,}", f"{speed:,.0f}", f"{speed / slowest:.1f}"] for name, samples, speed in speeds]
+    rows_found = [{"row": name, "samples": samples, "samples_per_second": speed} for name, samples, speed in speeds]
     print("\n".join(table(["processes", "n", "samples/s", "ratio to the last row"], cells)))
     print(f"{machine}; " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     print(
         json.dumps(
-            {"model": asked.model, "time_steps": steps, "spike_density": density, "machine": machine, "versions": versions(), "rows": found}
+            {
+                "model": asked.model,
+                "time_steps": steps,
+                "spike_density": density,
+                "machine": machine,
+                "versions": versions(),
+                "rows": rows_found,
+            }
         )
     )
 
