@@ -12,10 +12,12 @@ import torch
 import toolchain
 from toolchain import target as targets
 from toolchain.compiler import compile as compile_model
+from toolchain.compiler import graph_for
 from toolchain.errors import UsageError
 from toolchain.ir import frozen
 from toolchain.models import digits_fc
 from toolchain.passes import LOIHI_PIPELINE
+from toolchain.source import find
 from toolchain.targets.sim import SIM
 
 
@@ -278,3 +280,28 @@ def test_a_prediction_file_is_refused_before_the_work(net, tmp_path):
     for path in (tmp_path, "", "."):
         with pytest.raises(UsageError, match="is no file name"):
             toolchain.deploy(net, target="sim", dataset="digits", samples=5, predictions=path)
+
+
+@pytest.mark.parametrize(("timing", "input"), [("exact", "bias"), ("pipelined", "bias"), ("exact", "graded"), ("pipelined", "graded")])
+def test_targets_that_start_from_the_float_graph_keep_the_timing_and_the_input(net, timing, input):
+    """lava-sim-float runs an artefact as it was compiled, not in its own defaults."""
+    artifact = compile_model(net, timing=timing, input=input).artifact
+    graph = graph_for(find(artifact), targets.get("lava-sim-float"))
+    assert not graph.integer
+    assert graph.phase("forward").timing == artifact.graph.phase("forward").timing
+    assert ("input" in graph.phase("forward").order) == (input == "graded")
+
+
+def test_a_setting_may_not_contradict_a_flag(net):
+    with pytest.raises(UsageError, match="contradicts the flag that says graded"):
+        compile_model(net, input="graded", settings=["inject.mode=bias"])
+    with pytest.raises(UsageError, match=r"option 'weight_bits' of pass 'quantize' cannot be 4\.5"):
+        compile_model(net, settings=["quantize.weight_bits=4.5"])
+
+
+@pytest.mark.parametrize("target", ["sim", "reference"])
+def test_graded_inputs_count_their_synaptic_operations(net, target):
+    """What the chip's first connection costs is not left out: nonzero pixels times fan-out times steps."""
+    host = toolchain.deploy(compile_model(net).artifact, target=target, dataset="digits", samples=20)
+    chip = toolchain.deploy(compile_model(net, input="graded").artifact, target=target, dataset="digits", samples=20)
+    assert chip.synaptic_operations_per_sample > host.synaptic_operations_per_sample + 20 * 32 * 30
