@@ -26,7 +26,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     schedule       cosine falls to 0 over the run; steps multiplies by `decay` after each epoch in `milestones`; constant stays
     warmup         batches over which the learning rate rises to `lr`
-    held_out       training images (the last ones) that choose the checkpoint and are not learned from
+    held_out       training images (the last ones) that choose the checkpoint and are not learned from; 0 learns from all and keeps the last epoch
     scale_factor   what SPIDE multiplies the loss by, "auto", or null for the network's own; the gradient is divided by it again
     options        settings of the method's own, as {solver: iter} for ide or {loss_lambda: 0.001} for ottt-a
     """
@@ -41,7 +41,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     milestones: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 0
-    held_out: Annotated[int, msgspec.Meta(ge=1)] = 5000
+    held_out: Annotated[int, msgspec.Meta(ge=0)] = 5000
     scale_factor: Union[Positive, Literal["auto"], None] = None
     options: dict[str, Union[bool, int, float, str]] = {}
 

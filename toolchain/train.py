@@ -44,7 +44,10 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training run came to; accuracies are fractions of 1, `held_out` is the number of training images that chose the checkpoint."""
+    """What a training run came to; accuracies are fractions of 1, `held_out` is the number of training images that chose the checkpoint.
+
+    Without held-out images, `held_out_accuracy` is None and the checkpoint is the last epoch's.
+    """
 
     run: str
     model: str
@@ -53,7 +56,7 @@ class Outcome:
     epochs: int
     best_epoch: int
     held_out: int
-    held_out_accuracy: float
+    held_out_accuracy: float | None
     seed: int
     device: str
     seconds: float
@@ -63,19 +66,24 @@ class Outcome:
         return asdict(self)
 
     def to_text(self) -> str:
+        result = (
+            "no image was held out"
+            if self.held_out_accuracy is None
+            else f"{self.held_out_accuracy:.2%} of {self.held_out} held-out training images"
+        )
         return (
-            f"{self.model} trained by {self.method} on {self.dataset}: {self.held_out_accuracy:.2%} of {self.held_out} held-out training images "
+            f"{self.model} trained by {self.method} on {self.dataset}: {result} "
             f"(epoch {self.best_epoch} of {self.epochs}), {self.seconds:.0f} s on {self.device}; the weights are in {self.run}/{checkpoint.NAME}"
         )
 
 
 class Epoch(msgspec.Struct, frozen=True):
-    """A line of metrics.jsonl: means over the epoch's batches (see `methods.Batch`), and the accuracy on the held-out images after it."""
+    """A line of metrics.jsonl: means over the epoch's batches (see `methods.Batch`), and the accuracy on the held-out images, if any, after it."""
 
     epoch: int
     loss: float
     accuracy: float
-    held_out_accuracy: float
+    held_out_accuracy: Union[float, None]
     forward_rate: float
     feedback_rate: float
     clipped: float
@@ -166,7 +174,7 @@ def _catalogued(name: str) -> Config:
     from toolchain.layers import describe
 
     spec = models.get(name)
-    return Config(network=describe(spec.build()), train=spec.training, model=name)
+    return Config(network=describe(spec.build()), train=spec.training, model=name, method=spec.method)
 
 
 def _module(model: Union[str, os.PathLike[str], FeedbackSNN], chosen: Config) -> FeedbackSNN:
@@ -254,8 +262,8 @@ def _same(name: str, before: object, now: object, folder: Path) -> None:
         )
 
 
-def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[data.Dataset, data.Dataset]:
-    """(to learn from, to choose by), both of the training split; UsageError where the images do not fit the network."""
+def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[data.Dataset, data.Dataset | None]:
+    """(to learn from, to choose by, if anything), both of the training split; UsageError where the images do not fit the network."""
     whole = data.load(chosen.train.dataset, split="train", data_dir=data_dir)
     takes = chosen.network
     if whole.images[0].size != prod(takes.input_shape):
@@ -264,7 +272,7 @@ def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[dat
         )
     if len(whole.classes) > takes.classes:
         raise UsageError(f"'{whole.name}' has {len(whole.classes)} classes but the readout of '{takes.name}' has {takes.classes}: widen it")
-    return data.hold_out(whole, chosen.train.held_out)
+    return data.hold_out(whole, chosen.train.held_out) if chosen.train.held_out else (whole, None)
 
 
 class _Run:
@@ -282,14 +290,14 @@ class _Run:
         self.generator = torch.Generator().manual_seed(chosen.seed)
         self.lines: list[Epoch] = []
 
-    def fit(self, learn: data.Dataset, choose: data.Dataset) -> None:
+    def fit(self, learn: data.Dataset, choose: data.Dataset | None) -> None:
         """Train the epochs that are left, writing the folder after each."""
         images, labels = self._tensors(learn)
-        held_out = self._tensors(choose)
+        held_out = None if choose is None else self._tensors(choose)
         for epoch in range(len(self.lines) + 1, self.config.train.epochs + 1):
             start = perf_counter()
             batches = self._epoch(epoch, images, labels)
-            accuracy = self._accuracy(*held_out)
+            accuracy = None if held_out is None else self._accuracy(*held_out)
             self.lines.append(self._line(epoch, batches, accuracy, perf_counter() - start))
             self._save()
             progress.say(_sentence(self.lines[-1], self.config.train.epochs))
@@ -331,7 +339,7 @@ class _Run:
             correct = sum(int((self.module(x).argmax(1) == y).sum()) for x, y in chunks)
         return correct / len(labels)
 
-    def _line(self, epoch: int, batches: list[Batch], accuracy: float, seconds: float) -> Epoch:
+    def _line(self, epoch: int, batches: list[Batch], accuracy: float | None, seconds: float) -> Epoch:
         mean = {field.name: sum(getattr(b, field.name) for b in batches) / len(batches) for field in fields(Batch)}
         mean["accuracy"] = mean.pop("correct")
         rate: float = self.optimizer.param_groups[0]["lr"]
@@ -346,8 +354,9 @@ class _Run:
 
     @property
     def best(self) -> Epoch:
-        """The first epoch with the highest held-out accuracy."""
-        return max(self.lines, key=lambda line: (line.held_out_accuracy, -line.epoch))
+        """The first epoch with the highest held-out accuracy; the last epoch where nothing is held out."""
+        chosen = [line for line in self.lines if line.held_out_accuracy is not None]
+        return max(chosen, key=lambda line: (line.held_out_accuracy, -line.epoch)) if chosen else self.lines[-1]
 
     def _save(self) -> None:
         """The best weights, then everything to resume from, then the lines: a crash in between repeats an epoch, never loses one."""
@@ -419,7 +428,8 @@ def _lines(path: Path, epochs: int) -> list[Epoch]:
 
 
 def _sentence(line: Epoch, epochs: int) -> str:
-    said = f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, held-out accuracy {line.held_out_accuracy:.2%}, firing rates {line.forward_rate:.3f} forward"
+    accuracy = f"accuracy {line.accuracy:.2%}" if line.held_out_accuracy is None else f"held-out accuracy {line.held_out_accuracy:.2%}"
+    said = f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, {accuracy}, firing rates {line.forward_rate:.3f} forward"
     if line.feedback_rate:
         said += f" and {line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent"
     return f"{said}, {line.seconds:.0f} s"
