@@ -218,7 +218,7 @@ def write_predictions(deployment: Deployment, path: Path) -> None:
     replace_file(path, stream.getvalue())
 
 
-def _all(run: Executable, images: npt.NDArray[Any], label: str) -> Result:
+def _all(run: Executable, images: data.Images, label: str) -> Result:
     starts = range(0, len(images), CHUNK)
     return join([run.run(images[i : i + CHUNK]) for i in track(starts, label, total=len(starts))])
 

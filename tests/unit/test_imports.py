@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RANKS = [
     {"errors"},
     {"ir", "network", "files", "versions"},
-    {"fixed", "limits", "progress", "devices", "config", "data"},
+    {"fixed", "limits", "progress", "processes", "devices", "config", "data", "augment"},
     {"artifact", "passes", "describe"},
     {"target"},
     {"codec"},
@@ -39,7 +39,7 @@ RANKS = [
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 TORCH_SIDE = {"layers", "methods", "models", "lower"}
-TORCH_SIDE_MAY = TORCH_SIDE | {"errors", "ir", "network", "config", "checkpoint"}
+TORCH_SIDE_MAY = TORCH_SIDE | {"errors", "ir", "network", "config", "augment", "checkpoint", "processes"}
 LIGHT = (
     "errors",
     "ir",
@@ -53,6 +53,8 @@ LIGHT = (
     "targets.reference",
     "network",
     "config",
+    "data",
+    "augment",
     "cli",
     "doctor",
     "progress",
