@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,14 @@ def test_the_held_out_images_are_the_last_ones() -> None:
     assert whole.augmented(3) is whole
     with pytest.raises(UsageError, match="1297 samples cannot be held out"):
         data.hold_out(whole, 1297)
+
+
+def test_the_page_names_every_set_and_its_code_runs() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", page, re.M)
+    assert sorted(name for row in rows for name in re.findall(r"`([^`]+)`", row)) == sorted(data.names())
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(compile(block, "docs/data.md", "exec"), {"__name__": "page"})
 
 
 def test_every_named_set_can_be_asked_for(tmp_path: Path) -> None:
