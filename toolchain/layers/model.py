@@ -9,8 +9,9 @@ the insides of a connection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from math import prod
 
 import torch
@@ -20,7 +21,9 @@ from toolchain import network as plain
 from toolchain.errors import UsageError
 from toolchain.ir import leak_sum
 from toolchain.layers import connections
+from toolchain.layers import events as stepping
 from toolchain.layers.connections import Statistics, current
+from toolchain.layers.events import Kernel, Stage
 from toolchain.layers.maps import Map
 from toolchain.network import Network, Neuron, Normalization, TrainedThreshold
 
@@ -192,10 +195,13 @@ class FeedbackSNN(nn.Module):
         return (values if self.normalize is None else self.normalize(values)), events
 
     @torch.no_grad()
-    def equilibrium(self, x: Tensor, *, dropout: Mapping[str, Tensor] | None = None, trace: bool = False) -> Equilibrium:
+    def equilibrium(
+        self, x: Tensor, *, dropout: Mapping[str, Tensor] | None = None, trace: bool = False, kernel: Kernel = "auto"
+    ) -> Equilibrium:
         """Run the T time steps (see the module) and return rates, counts and (with `trace`) spike trains.
 
-        `dropout` holds one factor per connection name and neuron, (samples, *target shape), shared by all time steps.
+        `dropout` holds one factor per connection name and neuron, (samples, *target shape), shared by all time steps. `kernel` says what runs the
+        steps: the same equations, currents summed in another order.
         """
         dropped, firing, leak = dropout or {}, self.firing(), self.leak
         values, events = self.prepared(x)
@@ -204,7 +210,13 @@ class FeedbackSNN(nn.Module):
         frame = values[..., 0] if events else values
         constant = self._input_current(frame, statistics, shapes[0], dropped)
         bias = self._biases(constant, shapes, dropped)
-        potentials = [torch.zeros_like(constant), *(torch.zeros_like(b) for b in bias[1:])]
+        if stepping.chosen(kernel, list(maps.values()), constant):
+            stage = self._stage(maps, bias, dropped, len(constant))
+            currents = (
+                (self._input_current(values[..., t], statistics, shapes[0], dropped) for t in range(self.time_steps)) if events else None
+            )
+            return self._native_equilibrium(stage, values, currents, trace=trace)
+        potentials = [constant.new_zeros(len(constant), *shape) for shape in shapes]
         spikes, previous = [[torch.zeros_like(p) for p in potentials] for _ in range(2)]
         counts = [torch.zeros_like(p) for p in potentials]
         weighted = [torch.zeros_like(p) for p in potentials] if leak < 1 else counts
@@ -233,6 +245,40 @@ class FeedbackSNN(nn.Module):
             rates=tuple(w / norm for w in weighted),
             counts=tuple(c.to(torch.int32) for c in counts),
             mean_input=values.mean(-1) if events else values,
+            trains=tuple(torch.stack(train) for train in trains) if trace else (),
+        )
+
+    def _stage(self, maps: Mapping[str, Map], bias: Sequence[Tensor], dropped: Mapping[str, Tensor], samples: int) -> Stage:
+        """The forward time steps laid out for the native kernel."""
+        layers = [
+            stepping.Neurons(shape, firing.threshold, firing.reset, current * firing.gain)
+            for shape, firing, current in zip(self.layer_shapes(), self.firing(), bias, strict=True)
+        ]
+        currents = [
+            stepping.Current(source, target, maps[name], late=name.startswith("feedback"), factor=dropped.get(name))
+            for name, (source, target, _) in self.connections().items()
+            if source is not None
+        ]
+        return Stage(layers, currents, samples, leak=self.leak, signed=False, dtype=bias[0].dtype)
+
+    def _native_equilibrium(self, stage: Stage, values: Tensor, currents: Iterable[Tensor] | None, *, trace: bool) -> Equilibrium:
+        """The equilibrium that `stage` reaches; `currents` are those of the input at each step, where they change."""
+        trains: list[list[Tensor]] = [[] for _ in range(self.layers)]
+        if currents is None and not trace:
+            stage.run(self.time_steps)
+        else:
+            gain = self.firing()[0].gain
+            for current in repeat(None, self.time_steps) if currents is None else currents:
+                if current is not None:
+                    stage.drive(0, current * gain)
+                stage.run(1)
+                for layer, train in enumerate(trains if trace else []):
+                    train.append(stage.unpacked(stage.spikes[layer], layer).clone())
+        norm = leak_sum(self.leak, self.time_steps)
+        return Equilibrium(
+            rates=tuple(stage.unpacked(total, layer) / norm for layer, total in enumerate(stage.sums)),
+            counts=tuple(stage.unpacked(count, layer) for layer, count in enumerate(stage.counts)),
+            mean_input=values if currents is None else values.mean(-1),
             trains=tuple(torch.stack(train) for train in trains) if trace else (),
         )
 
@@ -271,11 +317,13 @@ class FeedbackSNN(nn.Module):
         return _dropped(made, dropped.get("input"))
 
     def _biases(self, constant: Tensor, shapes: tuple[tuple[int, ...], ...], dropped: Mapping[str, Tensor]) -> list[Tensor]:
-        """What each layer receives at every step whatever spikes arrive: layer 0 its input current, the others their bias, (samples, *shape)."""
-        found, spikes = [constant], torch.zeros_like(constant)
+        """What each layer receives at every step whatever spikes arrive: layer 0 its input current, the others their bias, (samples or 1, *shape)."""
+        found = [constant]
         for index, module in enumerate(self.hidden):
-            spikes = current(module, torch.zeros_like(spikes), f"hidden connection {index}").reshape(len(constant), *shapes[index + 1])
-            found.append(_dropped(spikes, dropped.get(f"hidden.{index}")))
+            made = connections.constant(module, shapes[index], f"hidden connection {index}")
+            if made is None:
+                made = constant.new_zeros(1, *shapes[index + 1])
+            found.append(_dropped(made.reshape(1, *shapes[index + 1]), dropped.get(f"hidden.{index}")))
         return found
 
 
