@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 import msgspec
 
+from toolchain import processes
 from toolchain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def apply(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
     """A batch of images (N, C, H, W) or events (N, C, H, W, T) in [0, 1], before any normalisation, augmented; `images` is left as it is.
 
-    Everything random is drawn from `generator`, on its device: the same state gives the same batch. UsageError for another number of axes.
+    Everything random is drawn from `generator`, on its device: the same state gives the same batch. Where several processes train together, each draws
+    for the whole batch and takes what concerns its own images. UsageError for another number of axes.
     """
     if images.ndim not in (4, 5):
         raise UsageError(f"a batch of shape {tuple(images.shape)} cannot be augmented: give (N, C, H, W), or (N, C, H, W, T) for events")
@@ -55,12 +57,13 @@ def _moved(images: Tensor, settings: Augmentation, generator: torch.Generator) -
     from torch.nn import functional
 
     samples, (height, width) = len(images), images.shape[2:4]
+    whole, own = processes.size() * samples, processes.rows(processes.size() * samples)
     pad = settings.crop
-    top, left = (torch.randint(2 * pad + 1, (samples, 1), generator=generator, device=generator.device) for _ in range(2))
+    top, left = (torch.randint(2 * pad + 1, (whole, 1), generator=generator, device=generator.device)[own] for _ in range(2))
     rows = top + torch.arange(height, device=generator.device)
     columns = left + torch.arange(width, device=generator.device)
     if settings.flip:
-        mirrored = torch.rand((samples, 1), generator=generator, device=generator.device) < 0.5
+        mirrored = torch.rand((whole, 1), generator=generator, device=generator.device)[own] < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     padded = functional.pad(images, (*(0, 0) * (images.ndim - 4), pad, pad, pad, pad)).movedim(1, -1)  # channels beside the time steps
     which = torch.arange(samples, device=images.device)[:, None, None]
@@ -72,7 +75,9 @@ def _cut(images: Tensor, settings: Augmentation, generator: torch.Generator) -> 
     import torch
 
     samples, (height, width) = len(images), images.shape[2:4]
-    chosen, area, ratio, down, right, fill = torch.rand((6, samples), generator=generator, device=generator.device)
+    whole = processes.size() * samples
+    drawn = torch.rand((6, whole), generator=generator, device=generator.device)
+    chosen, area, ratio, down, right, fill = drawn[:, processes.rows(whole)]
     area = (settings.cutout_area[0] + (settings.cutout_area[1] - settings.cutout_area[0]) * area) * height * width
     ratio = settings.cutout_ratio[0] + (settings.cutout_ratio[1] - settings.cutout_ratio[0]) * ratio
     tall, wide = (area * ratio).sqrt().floor().clamp(max=height), (area / ratio).sqrt().floor().clamp(max=width)

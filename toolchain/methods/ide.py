@@ -25,6 +25,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from toolchain import processes
 from toolchain.errors import unknown
 from toolchain.layers import Equilibrium, FeedbackSNN, advance, current
 from toolchain.layers.connections import Statistics
@@ -44,7 +45,7 @@ ITERATIONS = 10
 
 @dataclass(frozen=True)
 class Solution:
-    """beta (samples, values), the norm of its residual over the batch, and after how many steps it was found."""
+    """beta (samples, values), the norm of its residual over the batch (of all processes), and after how many steps it was found."""
 
     beta: Tensor
     residual: float
@@ -110,26 +111,26 @@ def solve(product: Callable[[Tensor], Tensor], error: Tensor, solver: str = "bro
         return product(beta) - beta + error
 
     if threshold == 0:
-        return Solution(error, float(residual(error).norm()), 0)
-    smallest = 4 * torch.finfo(error.dtype).eps * float(error.norm())
+        return Solution(error, processes.norm(residual(error)), 0)
+    smallest = 4 * torch.finfo(error.dtype).eps * processes.norm(error)
     if solver == "broyden":
-        return broyden(residual, torch.zeros_like(error), threshold, max(TOLERANCE * sqrt(error.numel()), smallest))
+        return broyden(residual, torch.zeros_like(error), threshold, max(TOLERANCE * sqrt(error.numel() * processes.size()), smallest))
     if solver == "iter":
-        return _damped(residual, error, threshold * ITERATIONS, max(EXACT * float(error.norm()), smallest))
+        return _damped(residual, error, threshold * ITERATIONS, max(EXACT * processes.norm(error), smallest))
     beta = error
     for _ in range(threshold):
         beta = (beta + residual(beta)) / 2
-    return Solution(beta, float(residual(beta).norm()), threshold)
+    return Solution(beta, processes.norm(residual(beta)), threshold)
 
 
 def _damped(residual: Callable[[Tensor], Tensor], start: Tensor, steps: int, enough: float) -> Solution:
     beta, left = start, residual(start)
     for step in range(steps):
-        if float(left.norm()) < enough:
-            return Solution(beta, float(left.norm()), step)
+        if processes.norm(left) < enough:
+            return Solution(beta, processes.norm(left), step)
         beta = beta + left / 2
         left = residual(beta)
-    return Solution(beta, float(left.norm()), steps)
+    return Solution(beta, processes.norm(left), steps)
 
 
 def broyden(residual: Callable[[Tensor], Tensor], start: Tensor, threshold: int, enough: float) -> Solution:
@@ -141,7 +142,7 @@ def broyden(residual: Callable[[Tensor], Tensor], start: Tensor, threshold: int,
     Stops at a residual below `enough`, after `threshold` steps, without progress over 30 steps near the goal, or where it blows up.
     """
     beta, left = start, residual(start)
-    first = norm = float(left.norm())
+    first = norm = processes.norm(left)
     norms, best = [norm], Solution(beta, norm, 0)
     began: tuple[Tensor, Tensor] | None = None
     steps: list[Tensor] = []
@@ -162,7 +163,7 @@ def broyden(residual: Callable[[Tensor], Tensor], start: Tensor, threshold: int,
                 change.nan_to_num_(nan=0.0)  # a sample that is solved already divides 0 by 0
         beta, before = beta + change, left
         left = residual(beta)
-        norm = float(left.norm())
+        norm = processes.norm(left)
         norms.append(norm)
         if norm < best.residual:
             best = Solution(beta, norm, step)
@@ -292,6 +293,7 @@ class Ide:
             loss=float(done.readout.loss),
             correct=common.accuracy(done.readout.logits, labels),
             forward_rate=common.firing_rate(done.equilibrium.counts, model.time_steps),
+            forward_rates=common.firing_rates(done.equilibrium.counts, model.time_steps),
         )
 
     def state(self) -> dict[str, float]:

@@ -91,7 +91,7 @@ class Gradients:
 
     def take(self, loss: Tensor, last: bool) -> None:
         parameters = dict(self.model.named_parameters())
-        made: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        made: Sequence[Tensor | None] = torch.autograd.grad(common.share(loss), list(parameters.values()), allow_unused=True)
         grads = dict(zip(parameters, made, strict=True))
         if self.step is None:
             for name, grad in grads.items():
@@ -239,4 +239,5 @@ def batch_of(model: FeedbackSNN, logits: Tensor, losses: Tensor, counts: tuple[T
         loss=float(losses.sum()),
         correct=common.accuracy(logits.sum(0), labels),
         forward_rate=common.firing_rate(counts, model.time_steps),
+        forward_rates=common.firing_rates(counts, model.time_steps),
     )
