@@ -7,7 +7,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types bench
+.PHONY: help demo test test-core lint types bench bench-spide bench-scale
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,13 @@ types: $(VENV)/ready  ## mypy, strict
 
 bench: $(VENV)/ready  ## samples per second on lava-sim: our processes beside Lava's stock ones, and their ratio
 	$(VENV)/bin/python benchmarks/lava_sim.py
+
+bench-spide: $(VENV)/ready  ## SPIDE's training on ConvNet-F: ours beside the equations written plainly in PyTorch
+	$(VENV)/bin/python benchmarks/spide_training.py
+
+bench-scale: $(VENV)/ready  ## the gradient with an automatic scale factor beside the exact one, over a whole training run
+	$(VENV)/bin/python benchmarks/spide_scale.py --model mnist-fc
+	$(VENV)/bin/python benchmarks/spide_scale.py --model mnist-fc2
 
 $(VENV)/ready: $(PINS)
 	.ci/make-venv lava $(VENV)

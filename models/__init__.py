@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from toolchain.layers import FeedbackSNN
 
 CATALOGUE = {
+    "fashion-fc": ("fashion_fc", "784-400(F400)-10 with batch norm for Fashion-MNIST, trained by IDE; LIF, T 5"),
     "mnist-fc": ("mnist_fc", "784-400(F400)-10 for MNIST, trained by SPIDE; T 30, T_B 100"),
     "mnist-fc2": ("mnist_fc2", "784-300-300 with feedback last to first, for MNIST, trained by SPIDE; T 30, T_B 100"),
     "digits-fc": ("digits_fc", "64-32(F32)-10 for the 8 x 8 digits, trained by SPIDE in seconds; T 30, T_B 100"),
@@ -63,6 +64,11 @@ class Spec:
     def training(self) -> Training:
         """How it is trained by default."""
         return cast("Training", import_module(f"toolchain.models.{self.module}").TRAINING)
+
+    @property
+    def method(self) -> str:
+        """The method that trains it by default."""
+        return cast(str, import_module(f"toolchain.models.{self.module}").METHOD)
 
     def build(self, seed: int = 0) -> FeedbackSNN:
         """The untrained network; the same seed gives the same weights."""

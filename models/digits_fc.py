@@ -17,6 +17,7 @@ from toolchain.layers import FeedbackSNN, Neuron, Normalize
 
 INPUTS, WIDTH, CLASSES = 64, 32, 10
 
+METHOD = "spide"
 TRAINING = Training(
     dataset="digits", epochs=15, batch=32, lr=0.1, momentum=0.9, weight_decay=1e-3, schedule="cosine", warmup=30, held_out=200
 )

@@ -22,6 +22,7 @@ from toolchain.layers import FeedbackSNN, Neuron, Normalize
 
 INPUTS, WIDTH, CLASSES = 784, 400, 10
 
+METHOD = "spide"
 TRAINING = Training(
     dataset="mnist", epochs=15, batch=128, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=200, held_out=5000
 )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import msgspec
 
@@ -30,7 +30,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     config: Config
     epoch: int
-    held_out_accuracy: float
+    held_out_accuracy: Union[float, None]
     progress: dict[str, float] = {}
 
 

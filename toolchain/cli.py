@@ -19,6 +19,7 @@ try:
     import typer
 
     import toolchain
+    from toolchain import processes
     from toolchain.errors import ToleranceError, ToolchainError, UsageError
 except KeyboardInterrupt:  # Ctrl-C right after Enter: `main` is not there yet to say so
     print("toolchain: interrupted", file=sys.stderr)
@@ -165,7 +166,8 @@ def train(
 ) -> None:
     """Train a network and write a run folder.
 
-    RUN holds checkpoint.safetensors (best on held-out training data), last.safetensors, config.yaml and metrics.jsonl.
+    RUN holds checkpoint.safetensors (best on held-out training data), last.safetensors, config.yaml and metrics.jsonl. Several processes:
+    torchrun --nproc-per-node 2 -m toolchain train MODEL -o RUN.
     """
     outcome = toolchain.train(
         model,
@@ -179,7 +181,8 @@ def train(
         output=output,
         data_dir=data_dir,
     )
-    _print(outcome)
+    if processes.speaks():
+        _print(outcome)
 
 
 @app.command(
@@ -375,13 +378,15 @@ def main() -> NoReturn:
             raise KeyboardInterrupt
         sys.stdout.flush()
     except KeyboardInterrupt:
-        code = _failed("interrupted", INTERRUPTED)
+        code = _failed("interrupted", INTERRUPTED) if processes.speaks() else INTERRUPTED
     except SystemExit as left:
-        code = _failed("terminated", TERMINATED) if left.code == TERMINATED else left.code
+        # of several processes, torchrun terminates those that outlive one that failed, which has said why
+        code = _failed("terminated", TERMINATED) if left.code == TERMINATED and processes.alone() else left.code
     except ToolchainError as error:
         code = _failed(str(error), error.exit_code, debug)
     except typer.TyperException as error:
-        code = _failed(f"{error.format_message().rstrip('.')}: see toolchain {_verb_of(arguments)}--help", 2, debug)
+        said = f"{error.format_message().rstrip('.')}: see toolchain {_verb_of(arguments)}--help"
+        code = _failed(said, 2, debug) if processes.speaks() else 2
     except Exception as error:  # the boundary: whatever it is, a person reads one sentence
         code = _unexpected(error, debug)
     # what is left is the interpreter's own end; Ctrl-C there would kill it after the result is out

@@ -220,7 +220,7 @@ def error_drive(graph: Graph) -> Drive:
 
 
 def synaptic_operations(
-    graph: Graph, result: Result, *, inputs: Array | None = None, forward: Result | None = None
+    graph: Graph, result: Result, *, inputs: npt.ArrayLike | None = None, forward: Result | None = None
 ) -> npt.NDArray[np.float64]:
     """Synaptic operations of each sample, (samples,): spikes that are sent on the chip times the nonzero weights they meet.
 
@@ -241,12 +241,12 @@ def synaptic_operations(
     return total
 
 
-def _sent(graph: Graph, result: Result, synapse: Synapse, inputs: Array | None, forward: Result | None) -> Array:
+def _sent(graph: Graph, result: Result, synapse: Synapse, inputs: npt.ArrayLike | None, forward: Result | None) -> Array:
     """How often each neuron of a synapse's source sends, (samples, *shape)."""
     if graph.population(synapse.source).kind == "input":
         if inputs is None:
             raise GraphError(f"input population '{synapse.source}' sends on the chip: give the inputs to count its synaptic operations")
-        sent: Array = (encode_input(graph, check_inputs(graph, inputs)) != 0) * graph.phase(result.phase).time_steps
+        sent: Array = (encode_input(graph, check_inputs(graph, np.asarray(inputs))) != 0) * graph.phase(result.phase).time_steps
         return sent
     activity = result.activity[synapse.source]
     if synapse.gate is None:

@@ -176,7 +176,7 @@ def _forward_cells(row: Row) -> list[str]:
         f"{100 * row.agreement:.2f}",
         difference,
         f"{d.samples_per_second:,.0f}",
-        f"{d.synaptic_operations_per_sample:,.0f}",
+        "" if d.synaptic_operations_per_sample is None else f"{d.synaptic_operations_per_sample:,.0f}",
         f"{d.saturations:,}",
     ]
 

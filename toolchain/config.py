@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, cast
 
 import msgspec
 
+from toolchain.augment import Augmentation
 from toolchain.errors import UsageError
 from toolchain.network import Network
 
@@ -22,11 +23,16 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a network is trained: SGD with momentum on the true gradient of the mean cross entropy.
+    """How a network is trained: an optimiser on the true gradient of the method's loss.
 
+    batch          samples of one update, over all processes together
+    optimizer      sgd with `momentum`, or adam whose first beta is `momentum` (the second is 0.999)
     schedule       cosine falls to 0 over the run; steps multiplies by `decay` after each epoch in `milestones`; constant stays
     warmup         batches over which the learning rate rises to `lr`
-    held_out       training images (the last ones) that choose the checkpoint and are not learned from
+    held_out       training images (the last ones) that choose the checkpoint and are not learned from; 0 learns from all and keeps the last epoch
+    augment        what training images go through, as {crop: 4, flip: true} (see `augment.Augmentation`)
+    early_stop     epochs in a row without a better accuracy on the held-out images after which the run ends; 0 never
+    metrics        files beside metrics.jsonl, which is always written: csv (metrics.csv), tensorboard (the folder tensorboard)
     scale_factor   what SPIDE multiplies the loss by, "auto", or null for the network's own; the gradient is divided by it again
     options        settings of the method's own, as {solver: iter} for ide or {loss_lambda: 0.001} for ottt-a
     """
@@ -41,7 +47,11 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     milestones: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 0
-    held_out: Annotated[int, msgspec.Meta(ge=1)] = 5000
+    held_out: Annotated[int, msgspec.Meta(ge=0)] = 5000
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    augment: Augmentation = Augmentation()
+    early_stop: Annotated[int, msgspec.Meta(ge=0)] = 0
+    metrics: tuple[Literal["jsonl", "csv", "tensorboard"], ...] = ("jsonl",)
     scale_factor: Union[Positive, Literal["auto"], None] = None
     options: dict[str, Union[bool, int, float, str]] = {}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,19 @@ from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, Target, get, join
 from toolchain.versions import versions
 
+if TYPE_CHECKING:
+    from toolchain.layers import FeedbackSNN
+
 CHUNK = 256
 """Samples handed to a target at a time: a progress bar's step."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """One data set on one target. Accuracies are fractions of 1; `seconds` leaves out start-up and compilation (`startup_seconds`)."""
+    """One data set on one target. Accuracies are fractions of 1; `seconds` leaves out start-up and compilation (`startup_seconds`).
+
+    Synaptic operations are None where target torch ran a network that has no graph yet: they are counted on graphs.
+    """
 
     model: str
     target: str
@@ -45,7 +51,7 @@ class Deployment:
     seconds: float
     samples_per_second: float
     spikes_per_sample: float
-    synaptic_operations_per_sample: float
+    synaptic_operations_per_sample: float | None
     saturations: int
     clipped_currents: int
     versions: dict[str, str]
@@ -59,12 +65,13 @@ class Deployment:
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
 
     def to_text(self) -> str:
+        operations = "no count of" if self.synaptic_operations_per_sample is None else f"{self.synaptic_operations_per_sample:,.0f}"
         where = self.target if self.ran_on == self.target else f"{self.target} (ran on {self.ran_on})"
         return (
             f"{self.model} on {where}, {self.device}: {100 * self.accuracy:.2f} % of {self.samples:,} {self.dataset} samples "
             f"({self.correct:,} correct), T {self.time_steps}, {self.timing} timing\n"
             f"{self.samples_per_second:,.0f} samples/s ({self.seconds:.2f} s, start-up {self.startup_seconds:.2f} s), {self.spikes_per_sample:,.0f} spikes and "
-            f"{self.synaptic_operations_per_sample:,.0f} synaptic operations per sample, {self.saturations:,} saturations"
+            f"{operations} synaptic operations per sample, {self.saturations:,} saturations"
             + (f", {self.clipped_currents:,} input currents clipped" if self.clipped_currents else "")
         )
 
@@ -99,7 +106,8 @@ def deploy(
     """
     source = find(model)
     chosen = available(target, fallback)
-    loaded = data.load(dataset, samples=samples, data_dir=data_dir)
+    time_steps, size = _shape_of(source, dataset)
+    loaded = data.load(dataset, samples=samples, data_dir=data_dir, time_steps=time_steps, image_size=size)
     if predictions is not None:
         _require_place(Path(predictions))
     deployment = classify(source, chosen, target, loaded, Options(batch, synapses, device))
@@ -110,6 +118,13 @@ def deploy(
 
 def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, options: Options) -> Deployment:
     """The forward phase of every sample of `dataset` on `chosen`; `asked` is the target the user named."""
+    if chosen.name == "torch" and source.module is not None:
+        from toolchain.lower import not_compiled
+
+        reason = not_compiled(source.module)
+        if reason is not None:
+            say(f"toolchain: {reason}; target torch runs the module all the same, without a count of synaptic operations")
+            return _module_alone(source, chosen, asked, dataset, options)
     began = time.perf_counter()
     with started(source, chosen, options, phases=("forward",)) as run:
         ready = time.perf_counter()
@@ -145,6 +160,62 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
         logits=scores,
         rates={name: codec.rates(graph, result, name).astype(np.float64) for name in couples},
     )
+
+
+def _module_alone(source: Source, chosen: Target, asked: str, dataset: data.Dataset, options: Options) -> Deployment:
+    """A module that has no graph yet, on torch."""
+    import copy
+
+    import torch
+
+    began = time.perf_counter()
+    module = copy.deepcopy(cast("FeedbackSNN", source.module)).to(devices.pick(options.device)).eval()
+    size = CHUNK if options.batch == "auto" else _batch(options.batch)
+    starts = range(0, len(dataset), size)
+    ready = time.perf_counter()
+    scores, rates, spikes = [], [], 0
+    with torch.no_grad():
+        for start in track(starts, f"{source.name} on {chosen.name}", total=len(starts)):
+            images = torch.from_numpy(np.ascontiguousarray(dataset.images[start : start + size]))
+            found = module.equilibrium(images.to(next(module.parameters()).device))
+            scores.append(module.logits(module.readout_rates(found)).double().cpu().numpy())
+            rates.append([rate.double().cpu().numpy() for rate in found.rates])
+            spikes += int(sum(int(count.sum()) for count in found.counts))
+    done = time.perf_counter()
+    logits = np.concatenate(scores)
+    predicted = np.asarray(logits.argmax(axis=1), np.int64)
+    correct = int((predicted == dataset.labels).sum())
+    return Deployment(
+        model=source.name,
+        target=asked,
+        ran_on=chosen.name,
+        device=device_of(chosen, options),
+        dataset=dataset.name,
+        samples=len(predicted),
+        correct=correct,
+        accuracy=correct / len(predicted),
+        time_steps=module.time_steps,
+        timing="exact",
+        startup_seconds=ready - began,
+        seconds=done - ready,
+        samples_per_second=len(predicted) / (done - ready),
+        spikes_per_sample=spikes / len(predicted),
+        synaptic_operations_per_sample=None,
+        saturations=0,
+        clipped_currents=0,
+        versions=versions(),
+        predictions=predicted,
+        labels=np.asarray(dataset.labels, np.int64),
+        logits=logits,
+        rates={f"hidden{layer + 1}": np.concatenate(parts) for layer, parts in enumerate(zip(*rates, strict=True))},
+    )
+
+
+def _shape_of(source: Source, dataset: str) -> tuple[int | None, int | None]:
+    """The number of frames and the size that a data set of events or large images is brought to for this model."""
+    if source.module is None:
+        return None, None
+    return source.module.time_steps, source.module.input_shape[-1] if dataset in data.SIZES else None
 
 
 def available(target: str, fallback: str | None = None, *, instead: str = "add --fallback sim to run there instead") -> Target:
@@ -218,7 +289,7 @@ def write_predictions(deployment: Deployment, path: Path) -> None:
     replace_file(path, stream.getvalue())
 
 
-def _all(run: Executable, images: npt.NDArray[Any], label: str) -> Result:
+def _all(run: Executable, images: data.Images, label: str) -> Result:
     starts = range(0, len(images), CHUNK)
     return join([run.run(images[i : i + CHUNK]) for i in track(starts, label, total=len(starts))])
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import toolchain
-from toolchain import target
+from toolchain import native, target
 from toolchain.errors import ToolchainError
 from toolchain.versions import installed, versions
 
@@ -59,13 +59,14 @@ class Targets:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `doctor` found. `packages` maps a distribution to its version, or None where it is not installed; `cuda` names the GPUs;
-    `datasets` says of each data set whether it can be read here."""
+    """What `doctor` found. `packages` maps a distribution to its version, or None where it is not installed; `native` is the instruction set that the
+    compiled kernel uses, or what it lacks (torch serves instead); `cuda` names the GPUs; `datasets` says of each data set whether it can be read here."""
 
     toolchain: str
     python: str
     platform: str
     packages: dict[str, str | None]
+    native: str
     cuda: tuple[str, ...]
     targets: tuple[TargetRow, ...]
     datasets: dict[str, bool]
@@ -84,6 +85,7 @@ class Diagnosis:
             ("python", self.python),
             ("platform", self.platform),
             *((name, found or "not installed") for name, found in self.packages.items()),
+            ("native kernel", self.native),
             ("cuda", ", ".join(self.cuda) or "no GPU found"),
         ]
         found = [
@@ -100,6 +102,7 @@ def doctor() -> Diagnosis:
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         packages={name: installed(name) for name in PACKAGES},
+        native=native.missing() or native.INSTRUCTION_SETS[native.widest()],
         cuda=_gpus(),
         targets=list_targets().targets,
         datasets=_datasets(),

@@ -29,8 +29,10 @@ OPERATIONS: dict[type[nn.Module], Lowered] = {nn.Linear: lambda module, name: (i
 
 def lower(model: FeedbackSNN) -> Graph:
     """The float graph of `model`; GraphError names a layer that cannot be lowered and the nearest that can."""
-    _compiled(model)
-    operations = {name: _operations(module, name, model.name) for name, module in _modules(model).items()}
+    reason = not_compiled(model)
+    if reason is not None:
+        raise GraphError(reason)
+    operations = {name: OPERATIONS[type(module)](module, name) for name, module in _modules(model).items()}
     tensors = {name: frozen(_array(value), np.float64) for name, value in model.state_dict().items()}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
@@ -63,24 +65,31 @@ def lower(model: FeedbackSNN) -> Graph:
     return graph
 
 
-def _compiled(model: FeedbackSNN) -> None:
-    """GraphError for what the graph cannot say yet."""
+def not_compiled(model: FeedbackSNN) -> str | None:
+    """Why the graph cannot say what `model` is, one sentence; None where it can."""
     if model.trained_threshold is not None:
-        raise GraphError(
-            f"the neurons of '{model.name}' have trained thresholds (DSR), which are not compiled yet: use couples (network.neuron)"
-        )
+        return f"the neurons of '{model.name}' have trained thresholds (DSR), which are not compiled yet: use couples (network.neuron)"
     if model.readout is None:
-        raise GraphError(f"'{model.name}' has no readout, which is not compiled yet: end it with a Linear")
+        return f"'{model.name}' has no readout, which is not compiled yet: end it with a Linear"
     for layer in model.relays:
-        raise GraphError(f"layer {layer} of '{model.name}' is a relay, which is not compiled yet: use layers of neurons")
+        return f"layer {layer} of '{model.name}' is a relay, which is not compiled yet: use layers of neurons"
     for index, (source, target) in enumerate(model.shortcuts):
         start = "the input" if source is None else f"layer {source}"
-        raise GraphError(f"skip {index} of '{model.name}' leads from {start} to layer {target}, which is not compiled yet: leave it out")
+        return f"skip {index} of '{model.name}' leads from {start} to layer {target}, which is not compiled yet: leave it out"
     for index, module in enumerate(model.feedback):
         if has_bias(connections.describe(module, f"feedback {index}")):
-            raise GraphError(
-                f"feedback {index} of '{model.name}' has a bias, which is not compiled yet: give bias to the forward connections only"
-            )
+            return f"feedback {index} of '{model.name}' has a bias, which is not compiled yet: give bias to the forward connections only"
+    for name, module in _modules(model).items():
+        if type(module) not in OPERATIONS:
+            kinds = " or ".join(kind.__name__ for kind in OPERATIONS)
+            return f"connection '{name}' of '{model.name}' is a {type(module).__name__}, which is not compiled yet: use {kinds}"
+    return _normalization_not_compiled(model)
+
+
+def _normalization_not_compiled(model: FeedbackSNN) -> str | None:
+    if model.normalize is None or len(set(model.normalize.settings.std)) == 1:
+        return None
+    return f"the normalisation of '{model.name}' has a standard deviation a channel, which is not compiled yet: use one for all channels"
 
 
 def fingerprint(model: FeedbackSNN) -> str:
@@ -102,14 +111,6 @@ def _modules(model: FeedbackSNN) -> dict[str, nn.Module]:
     return {**{name: module for name, (_, _, module) in model.connections().items()}, "readout": cast(nn.Module, model.readout)}
 
 
-def _operations(module: nn.Module, name: str, model: str) -> tuple[ir.Op, ...]:
-    if type(module) in OPERATIONS:
-        return OPERATIONS[type(module)](module, name)
-    raise GraphError(
-        f"connection '{name}' of '{model}' is a {type(module).__name__}, which is not compiled yet: use {' or '.join(k.__name__ for k in OPERATIONS)}"
-    )
-
-
 def _forward_dynamics(model: FeedbackSNN, couples: list[str]) -> dict[str, Dynamics]:
     neuron = model.neuron
     found = {name: Dynamics(leak=neuron.leak, threshold=neuron.threshold, reset=neuron.reset, members="plus") for name in couples}
@@ -119,20 +120,14 @@ def _forward_dynamics(model: FeedbackSNN, couples: list[str]) -> dict[str, Dynam
 def _synapses(model: FeedbackSNN, operations: dict[str, tuple[ir.Op, ...]], couples: list[str]) -> tuple[Synapse, ...]:
     found = []
     for name, (source, target, _) in model.connections().items():
-        ops = operations[name] if name != "input" else (*_scale(model.normalize, model.name), *operations[name])
+        ops = operations[name] if name != "input" else (*_scale(model.normalize), *operations[name])
         delay = 1 if name.startswith("feedback.") else 0
         found.append(Synapse("input" if source is None else couples[source], couples[target], ops, delay=delay))
     return (*found, Synapse(couples[-1], "readout", operations["readout"]))
 
 
-def _scale(normalize: Normalize | None, model: str) -> tuple[ir.Op, ...]:
-    if normalize is None:
-        return ()
-    if len(set(normalize.settings.std)) > 1:
-        raise GraphError(
-            f"the normalisation of '{model}' has a standard deviation a channel, which is not compiled yet: use one for all channels"
-        )
-    return (Scale(1 / normalize.settings.std[0]),)
+def _scale(normalize: Normalize | None) -> tuple[ir.Op, ...]:
+    return () if normalize is None else (Scale(1 / normalize.settings.std[0]),)
 
 
 def _biases(model: FeedbackSNN, tensors: dict[str, Array], shapes: tuple[tuple[int, ...], ...], couples: list[str]) -> dict[str, Bias]:

@@ -1,11 +1,11 @@
 """Train a network and keep the run in a folder that can be resumed, inspected and deployed.
 
     RUN/checkpoint.safetensors   the weights that did best on the held-out training images
-    RUN/last.safetensors         weights, momentum, random state: what --resume goes on from
+    RUN/last.safetensors         weights, the optimiser's state, random state: what --resume goes on from
     RUN/config.yaml              every setting, resolved; `toolchain train RUN/config.yaml -o NEW` repeats the run
-    RUN/metrics.jsonl            a line an epoch
+    RUN/metrics.jsonl            a line an epoch; also metrics.csv and tensorboard/ where train.metrics asks for them
 
-Nothing here knows how a method gets its gradients.
+Nothing here knows how a method gets its gradients. Started by torchrun, every process computes its rows of each batch and the first one writes the files.
 """
 
 from __future__ import annotations
@@ -22,29 +22,34 @@ from typing import TYPE_CHECKING, Any, Union
 
 import msgspec
 
-from toolchain import checkpoint, config, data, devices, methods, models, network, progress
+from toolchain import augment, checkpoint, config, data, devices, methods, metrics, models, network, optimizer, processes, progress
+from toolchain.batches import Batches
 from toolchain.checkpoint import About, load
 from toolchain.config import Config, Training
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.files import replace_file
 from toolchain.methods import Batch, Method
+from toolchain.metrics import Epoch
 from toolchain.versions import versions
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from toolchain.layers import FeedbackSNN
 
 __all__ = ["Outcome", "load", "train"]
 
-LAST, CONFIG, METRICS, LOCK = "last.safetensors", "config.yaml", "metrics.jsonl", ".lock"
+LAST, CONFIG, LOCK = "last.safetensors", "config.yaml", ".lock"
 EVALUATION_BATCH = 500
+LARGEST_EPOCHS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training run came to; accuracies are fractions of 1, `held_out` is the number of training images that chose the checkpoint."""
+    """What a training run came to; accuracies are fractions of 1, `held_out` is the number of training images that chose the checkpoint.
+
+    Without held-out images, `held_out_accuracy` is None and the checkpoint is the last epoch's. `stopped_early`: train.early_stop ended the run.
+    """
 
     run: str
     model: str
@@ -53,36 +58,28 @@ class Outcome:
     epochs: int
     best_epoch: int
     held_out: int
-    held_out_accuracy: float
+    held_out_accuracy: float | None
     seed: int
     device: str
     seconds: float
     versions: dict[str, str]
+    stopped_early: bool = False
+    processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def to_text(self) -> str:
-        return (
-            f"{self.model} trained by {self.method} on {self.dataset}: {self.held_out_accuracy:.2%} of {self.held_out} held-out training images "
-            f"(epoch {self.best_epoch} of {self.epochs}), {self.seconds:.0f} s on {self.device}; the weights are in {self.run}/{checkpoint.NAME}"
+        result = (
+            "no image was held out"
+            if self.held_out_accuracy is None
+            else f"{self.held_out_accuracy:.2%} of {self.held_out} held-out training images"
         )
-
-
-class Epoch(msgspec.Struct, frozen=True):
-    """A line of metrics.jsonl: means over the epoch's batches (see `methods.Batch`), and the accuracy on the held-out images after it."""
-
-    epoch: int
-    loss: float
-    accuracy: float
-    held_out_accuracy: float
-    forward_rate: float
-    feedback_rate: float
-    clipped: float
-    silent: float
-    scale_factor: float
-    lr: float
-    seconds: float
+        where = self.device if self.processes == 1 else f"{self.processes} processes, {self.device}"
+        return (
+            f"{self.model} trained by {self.method} on {self.dataset}: {result} "
+            f"(epoch {self.best_epoch} of {self.epochs}{', then stopped early' if self.stopped_early else ''}), {self.seconds:.0f} s on {where}; the weights are in {self.run}/{checkpoint.NAME}"
+        )
 
 
 def train(
@@ -101,28 +98,54 @@ def train(
     """Train `model` (a name of the catalogue, a CONFIG.yaml, or a module, whose weights are the starting point) and write the run folder `output`.
 
     `settings` are dotted, {"train.lr": 0.05} or ["train.lr=0.05"]; flags left at None keep the config's. A resumed run needs the same settings and
-    continues bit for bit on a CPU. Raises UsageError for anything that cannot be done, ToolchainError where the loss stops being a number.
+    continues bit for bit on a CPU. Where torchrun started several processes, they train together and all get the same outcome. Raises UsageError for anything that cannot be done, ToolchainError where the loss stops being a number.
     """
-    chosen = _config(model, {"method": method, "seed": seed, "train.dataset": dataset, "train.epochs": epochs}, settings)
+    with processes.together(device):
+        flags = {"method": method, "seed": seed, "train.dataset": dataset, "train.epochs": epochs}
+        return _train(model, _config(model, flags, settings), devices.pick(device), resume, output, data_dir)
+
+
+def _train(
+    model: Union[str, os.PathLike[str], FeedbackSNN],
+    chosen: Config,
+    device: torch.device,
+    resume: bool,
+    output: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None,
+) -> Outcome:
     gradients_of = methods.get(chosen.method, _scale_factor(chosen), chosen.train.options)
-    place = devices.pick(device)
     if not os.fspath(output):
         raise UsageError("the run folder has an empty name: give one with -o RUN")
     module = _module(model, chosen)
     gradients_of.fits(module)
-    folder = Path(output)
-    _check_folder(folder, chosen, resume=resume)
+    _check_training(chosen)
+    folder, first = Path(output), processes.rank() == 0
+    if first:
+        _check_folder(folder, chosen, resume=resume)
     learn, choose = _split(chosen, data_dir)
-    run = _Run(chosen, gradients_of, module, place, folder)
-    with _held(folder):
-        _check_folder(folder, chosen, resume=resume)  # again: another run may have been here before the folder was ours
+    processes.rows(min(chosen.train.batch, len(learn)))  # refuses batches that cannot be dealt out
+    run = _Run(chosen, gradients_of, module, device, folder)
+    with _held(folder) if first else contextlib.nullcontext():
+        if first:
+            _check_folder(folder, chosen, resume=resume)  # again: another run may have been here before the folder was ours
+        processes.wait()  # nobody goes on, or reads the folder, before the first process has found it good
         if resume:
             run.restore()
-        else:
+        elif first:
             replace_file(folder / CONFIG, config.text(chosen).encode())
-            replace_file(folder / METRICS, b"")
+            run.files.write([])
         run.fit(learn, choose)
-        return run.outcome(devices.describe(place))
+        return run.outcome(devices.describe(device))
+
+
+def _check_training(chosen: Config) -> None:
+    """UsageError for settings that no epoch could use."""
+    settings = chosen.train
+    metrics.check(settings.metrics)
+    if settings.early_stop and not settings.held_out:
+        raise UsageError(
+            "train.early_stop watches the accuracy on held-out images, but train.held_out is 0: hold some out, or leave it out"
+        )
 
 
 def _config(
@@ -166,7 +189,7 @@ def _catalogued(name: str) -> Config:
     from toolchain.layers import describe
 
     spec = models.get(name)
-    return Config(network=describe(spec.build()), train=spec.training, model=name)
+    return Config(network=describe(spec.build()), train=spec.training, model=name, method=spec.method)
 
 
 def _module(model: Union[str, os.PathLike[str], FeedbackSNN], chosen: Config) -> FeedbackSNN:
@@ -254,17 +277,20 @@ def _same(name: str, before: object, now: object, folder: Path) -> None:
         )
 
 
-def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[data.Dataset, data.Dataset]:
-    """(to learn from, to choose by), both of the training split; UsageError where the images do not fit the network."""
-    whole = data.load(chosen.train.dataset, split="train", data_dir=data_dir)
-    takes = chosen.network
-    if whole.images[0].size != prod(takes.input_shape):
+def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[data.Dataset, data.Dataset | None]:
+    """(to learn from, to choose by, if anything), both of the training split; UsageError where the images do not fit the network."""
+    takes, name = chosen.network, chosen.train.dataset
+    size = takes.input_shape[-1] if name in data.SIZES else None
+    whole = data.load(name, split="train", data_dir=data_dir, time_steps=takes.time_steps, image_size=size)
+    shape = whole.images.shape[1:]
+    events = len(shape) == len(takes.input_shape) + 1 and shape[:-1] == takes.input_shape
+    if not events and prod(shape) != prod(takes.input_shape):
         raise UsageError(
-            f"images of '{whole.name}' have shape {whole.images.shape[1:]} but '{takes.name}' takes {takes.input_shape}: choose another data set or network"
+            f"images of '{whole.name}' have shape {shape} but '{takes.name}' takes {takes.input_shape}: choose another data set or network"
         )
     if len(whole.classes) > takes.classes:
         raise UsageError(f"'{whole.name}' has {len(whole.classes)} classes but the readout of '{takes.name}' has {takes.classes}: widen it")
-    return data.hold_out(whole, chosen.train.held_out)
+    return data.hold_out(whole, chosen.train.held_out) if chosen.train.held_out else (whole, None)
 
 
 class _Run:
@@ -275,67 +301,80 @@ class _Run:
 
         self.config, self.method, self.folder, self.device = chosen, method, folder, device
         self.module = module.to(device)
-        settings = chosen.train
-        self.optimizer = torch.optim.SGD(
-            self.module.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        self.optimizer = optimizer.make(chosen.train, self.module)
         self.generator = torch.Generator().manual_seed(chosen.seed)
+        self.files = metrics.Writer(folder, chosen.train.metrics)
         self.lines: list[Epoch] = []
 
-    def fit(self, learn: data.Dataset, choose: data.Dataset) -> None:
+    def fit(self, learn: data.Dataset, choose: data.Dataset | None) -> None:
         """Train the epochs that are left, writing the folder after each."""
-        images, labels = self._tensors(learn)
-        held_out = self._tensors(choose)
-        for epoch in range(len(self.lines) + 1, self.config.train.epochs + 1):
-            start = perf_counter()
-            batches = self._epoch(epoch, images, labels)
-            accuracy = self._accuracy(*held_out)
-            self.lines.append(self._line(epoch, batches, accuracy, perf_counter() - start))
-            self._save()
-            progress.say(_sentence(self.lines[-1], self.config.train.epochs))
+        processes.share_weights(self.module)
+        images = Batches(learn, self.device)
+        held_out = None if choose is None else Batches(choose, self.device)
+        with contextlib.closing(self.files):
+            while len(self.lines) < self.config.train.epochs and not self.stopped:
+                start, epoch = perf_counter(), len(self.lines) + 1
+                batches = self._epoch(epoch, images.seen(self._seed(epoch)))
+                accuracy = None if held_out is None else self._accuracy(held_out)
+                self.lines.append(self._line(epoch, batches, accuracy, perf_counter() - start))
+                if processes.rank() == 0:
+                    self._save()
+                    progress.say(metrics.sentence(self.lines[-1], self.config.train.epochs))
+        processes.wait()
 
-    def _tensors(self, dataset: data.Dataset) -> tuple[Tensor, Tensor]:
-        import torch
-
-        return torch.from_numpy(dataset.images).to(self.device), torch.from_numpy(dataset.labels).to(self.device)
-
-    def _epoch(self, epoch: int, images: Tensor, labels: Tensor) -> list[Batch]:
+    def _epoch(self, epoch: int, learn: Batches) -> list[Batch]:
         """One pass over the training images in a random order; what is left over from full batches waits for another epoch's order."""
         import torch
 
-        size = min(self.config.train.batch, len(images))
-        order = torch.randperm(len(images), generator=self.generator).to(self.device)
-        count = len(images) // size
+        size = min(self.config.train.batch, len(learn))
+        own = processes.rows(size)
+        order = torch.randperm(len(learn), generator=self.generator)
+        count = len(learn) // size
         done: list[Batch] = []
         self.module.train()
-        for index in progress.track(range(count), f"epoch {epoch}/{self.config.train.epochs}", count):
+        numbers = range(count)
+        for index in progress.track(numbers, f"epoch {epoch}/{self.config.train.epochs}", count) if processes.rank() == 0 else numbers:
             rate = learning_rate(self.config.train, (epoch - 1) * count + index, count)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            chosen = order[index * size : (index + 1) * size]
-            batch = self.method.gradients(self.module, images[chosen], labels[chosen], self.generator, self.optimizer.step)
+            images, labels = learn.get(order[index * size : (index + 1) * size][own])
+            images = augment.apply(images, self.config.train.augment, self.generator)
+            batch = self.method.gradients(self.module, images, labels, self.generator, self._step)
             if not isfinite(batch.loss):
                 raise ToolchainError(
                     f"the loss is {batch.loss} in epoch {epoch}, batch {index + 1}: lower train.lr (it is {rate:.3g} there)"
                 )
-            self.optimizer.step()
+            self._step()
             done.append(batch)
         self.module.eval()
         return done
 
-    def _accuracy(self, images: Tensor, labels: Tensor) -> float:
+    def _seed(self, epoch: int) -> int:
+        """What the crops of images decoded in this epoch are drawn from."""
+        return self.config.seed % 2**32 * LARGEST_EPOCHS + epoch
+
+    def _step(self) -> None:
+        """Update the weights by the gradient that all processes' shares add up to."""
+        processes.add_gradients(self.module)
+        self.optimizer.step()
+
+    def _accuracy(self, held_out: Batches) -> float:
+        """The share of the held-out images that is classified right, each process looking at some."""
         import torch
 
+        own = torch.arange(processes.rank(), len(held_out), processes.size())
+        correct = 0
         with torch.no_grad():
-            chunks = zip(torch.split(images, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
-            correct = sum(int((self.module(x).argmax(1) == y).sum()) for x, y in chunks)
-        return correct / len(labels)
+            for numbers in torch.split(own, EVALUATION_BATCH) if len(own) else ():
+                images, labels = held_out.get(numbers)
+                correct += int((self.module(images).argmax(1) == labels).sum())
+        return processes.total_number(correct) / len(held_out)
 
-    def _line(self, epoch: int, batches: list[Batch], accuracy: float, seconds: float) -> Epoch:
-        mean = {field.name: sum(getattr(b, field.name) for b in batches) / len(batches) for field in fields(Batch)}
+    def _line(self, epoch: int, batches: list[Batch], accuracy: float | None, seconds: float) -> Epoch:
+        mean = {field.name: _mean([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)}
         mean["accuracy"] = mean.pop("correct")
         rate: float = self.optimizer.param_groups[0]["lr"]
-        return Epoch(
+        line = Epoch(
             epoch=epoch,
             **mean,
             held_out_accuracy=accuracy,
@@ -343,42 +382,42 @@ class _Run:
             lr=rate,
             seconds=seconds,
         )
+        settings = self.config.train
+        waited = epoch - metrics.best([*self.lines, line]).epoch
+        stopped = 0 < settings.early_stop <= waited and epoch < settings.epochs
+        return msgspec.structs.replace(line, stopped=stopped)
 
     @property
-    def best(self) -> Epoch:
-        """The first epoch with the highest held-out accuracy."""
-        return max(self.lines, key=lambda line: (line.held_out_accuracy, -line.epoch))
+    def stopped(self) -> bool:
+        """Whether train.early_stop has ended the run."""
+        return bool(self.lines) and self.lines[-1].stopped
 
     def _save(self) -> None:
         """The best weights, then everything to resume from, then the lines: a crash in between repeats an epoch, never loses one."""
         now = self.lines[-1]
         weights = self.module.state_dict()
         about = About(checkpoint.FORMAT, self.config, now.epoch, now.held_out_accuracy, self.method.state())
-        if self.best is now:
+        if metrics.best(self.lines) is now:
             checkpoint.write(self.folder / checkpoint.NAME, weights, about)
-        momentum = {name: self.optimizer.state[p].get("momentum_buffer") for name, p in self.module.named_parameters()}
-        state = {f"model.{name}": tensor for name, tensor in weights.items()}
-        state |= {f"momentum.{name}": tensor for name, tensor in momentum.items() if tensor is not None}
+        state = {f"model.{name}": tensor for name, tensor in weights.items()} | optimizer.tensors(self.optimizer, self.module)
         checkpoint.write(self.folder / LAST, {**state, "random": self.generator.get_state()}, about)
-        replace_file(self.folder / METRICS, b"".join(msgspec.json.encode(line) + b"\n" for line in self.lines))
+        self.files.write(self.lines)
 
     def restore(self) -> None:
         """Take up the run where its folder stopped; ArtifactError where the folder's files contradict each other."""
         path = self.folder / LAST
         last = checkpoint.read(path)
-        parts = {kind: {k.removeprefix(kind): t for k, t in last.tensors.items() if k.startswith(kind)} for kind in ("model.", "momentum.")}
-        checkpoint.load_weights(self.module, parts["model."], path)
-        for name, parameter in self.module.named_parameters():
-            if name in parts["momentum."]:
-                self.optimizer.state[parameter]["momentum_buffer"] = parts["momentum."][name].to(parameter)
+        weights = {name.removeprefix("model."): tensor for name, tensor in last.tensors.items() if name.startswith("model.")}
+        checkpoint.load_weights(self.module, weights, path)
+        optimizer.restore(self.optimizer, self.module, last.tensors, path)
         if "random" not in last.tensors:
             raise ArtifactError(f"'{path}' lacks the random state: start the run again without --resume")
         self.generator.set_state(last.tensors["random"])
         self.method.restore(last.about.progress)
-        self.lines = _lines(self.folder / METRICS, last.about.epoch)
+        self.lines = metrics.read(self.folder / metrics.LINES, last.about.epoch)
 
     def outcome(self, device: str) -> Outcome:
-        best = self.best
+        best = metrics.best(self.lines)
         return Outcome(
             run=str(self.folder),
             model=self.config.network.name,
@@ -392,7 +431,16 @@ class _Run:
             device=device,
             seconds=sum(line.seconds for line in self.lines),
             versions=versions(),
+            stopped_early=self.stopped,
+            processes=processes.size(),
         )
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """The mean over batches and processes of numbers, or of tuples place by place."""
+    if isinstance(values[0], tuple):
+        return tuple(_mean(place) for place in zip(*values, strict=True))
+    return processes.total_number(sum(values) / len(values)) / processes.size()
 
 
 def learning_rate(settings: Training, batch: int, batches: int) -> float:
@@ -403,23 +451,3 @@ def learning_rate(settings: Training, batch: int, batches: int) -> float:
     if settings.schedule == "steps":
         return settings.lr * warm * settings.decay ** sum(batch >= milestone * batches for milestone in settings.milestones)
     return settings.lr * warm * (1 + cos(pi * batch / (settings.epochs * batches))) / 2
-
-
-def _lines(path: Path, epochs: int) -> list[Epoch]:
-    """The first `epochs` lines of metrics.jsonl."""
-    try:
-        lines = [msgspec.json.decode(line, type=Epoch) for line in path.read_bytes().splitlines()]
-    except (OSError, msgspec.DecodeError) as error:
-        raise ArtifactError(f"'{path}' cannot be read ({error}): restore it, or start the run again without --resume") from None
-    if len(lines) < epochs:
-        raise ArtifactError(
-            f"'{path}' has {len(lines)} epochs but the run has done {epochs}: restore it, or start the run again without --resume"
-        )
-    return lines[:epochs]
-
-
-def _sentence(line: Epoch, epochs: int) -> str:
-    said = f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, held-out accuracy {line.held_out_accuracy:.2%}, firing rates {line.forward_rate:.3f} forward"
-    if line.feedback_rate:
-        said += f" and {line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent"
-    return f"{said}, {line.seconds:.0f} s"

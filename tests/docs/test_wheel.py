@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 CHECK = """
+import shutil
 import toolchain, toolchain.targets.lava_sim.processes
 from pathlib import Path
-from toolchain import data, models, target
+from toolchain import data, models, native, target
 from toolchain.limits import LOIHI2
 home = Path(toolchain.__file__).parent
 assert home.parent == Path.cwd(), home
@@ -23,6 +24,7 @@ assert (home / "py.typed").exists()
 assert LOIHI2.chip == "loihi2"
 assert len(data.load("mnist-1k")) == 1000
 assert target.get("reference").available() is None
+assert native.missing() is None or not shutil.which("cc"), native.missing()
 assert models.names()
 for name in models.names():
     models.load(name)

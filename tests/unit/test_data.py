@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_digits_are_split_as_stated() -> None:
 
 
 def test_shipped_arrays_hold_no_pickles() -> None:
-    for path in (Path(data.__file__).parent / "samples").glob("*.npz"):
+    for path in (Path(data.__file__).parents[1] / "samples").glob("*.npz"):
         with np.load(path, allow_pickle=False) as arrays:
             assert all(arrays[name].dtype.kind in "ui" for name in arrays.files)
 
@@ -141,14 +142,16 @@ def test_what_is_not_there_is_said_in_one_sentence(tmp_path: Path) -> None:
         data.load("mnist-1k", samples=0)
     with pytest.raises(UsageError, match="train on 'mnist'"):
         data.load("mnist-1k", split="train")
-    with pytest.raises(UsageError, match="digits, fashion-mnist, mnist, mnist-1k"):
+    with pytest.raises(UsageError, match="cifar10, cifar10-dvs, cifar100, digits, fashion-mnist, imagenet, mnist, mnist-1k, nmnist"):
         data.load("emnist")
-    with pytest.raises(UsageError, match="later version"):
-        data.load("cifar10")
     with pytest.raises(UsageError, match="test, train"):
         data.load("digits", split="validation")
     with pytest.raises(UsageError, match="does not exist"):
         data.load("mnist", data_dir=tmp_path / "absent")
+    with pytest.raises(UsageError, match="'digits' have one size only"):
+        data.load("digits", image_size=8)
+    with pytest.raises(UsageError, match="0 time steps were asked of 'nmnist'"):
+        data.load("nmnist", time_steps=0)
     with pytest.raises(UsageError, match=r"needs t10k-images-idx3-ubyte.gz .* in '.*mnist'"):
         data.load("mnist", data_dir=tmp_path)
 
@@ -187,5 +190,22 @@ def test_the_held_out_images_are_the_last_ones() -> None:
     learn, choose = data.hold_out(whole, 200)
     assert (len(learn), len(choose)) == (1097, 200)
     assert np.array_equal(np.concatenate([learn.images, choose.images]), whole.images)
+    assert whole.augmented(3) is whole
     with pytest.raises(UsageError, match="1297 samples cannot be held out"):
         data.hold_out(whole, 1297)
+
+
+def test_the_page_names_every_set_and_its_code_runs() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", page, re.M)
+    assert sorted(name for row in rows for name in re.findall(r"`([^`]+)`", row)) == sorted(data.names())
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(compile(block, "docs/data.md", "exec"), {"__name__": "page"})
+
+
+def test_every_named_set_can_be_asked_for(tmp_path: Path) -> None:
+    for name in set(data.names()) - {"digits", "mnist-1k"}:
+        assert not data.found(name, tmp_path)
+        for split in ("train", "test"):
+            with pytest.raises(UsageError, match=f"data set '{name}' needs .* in '.*{name}': "):
+                data.load(name, split=split, data_dir=tmp_path)

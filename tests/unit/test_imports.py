@@ -16,15 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports from its own rank or below; `torch` marks the torch side, which imports nothing else of ours but what is named there.
 RANKS = [
     {"errors"},
-    {"ir", "network", "files", "versions"},
-    {"fixed", "limits", "progress", "devices", "config", "data"},
+    {"ir", "native", "network", "files", "versions"},
+    {"fixed", "limits", "metrics", "progress", "processes", "devices", "config", "data", "augment"},
     {"artifact", "passes", "describe"},
     {"target"},
     {"codec"},
     {"targets"},
     {"layers", "methods", "lower"},
     {"checkpoint"},
-    {"models"},
+    {"models", "batches", "optimizer"},
     {"train"},
     {"source"},
     {"compiler", "inspection"},
@@ -39,7 +39,7 @@ RANKS = [
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 TORCH_SIDE = {"layers", "methods", "models", "lower"}
-TORCH_SIDE_MAY = TORCH_SIDE | {"errors", "ir", "network", "config", "checkpoint"}
+TORCH_SIDE_MAY = TORCH_SIDE | {"errors", "ir", "native", "network", "config", "augment", "checkpoint", "processes"}
 LIGHT = (
     "errors",
     "ir",
@@ -51,8 +51,11 @@ LIGHT = (
     "codec",
     "targets",
     "targets.reference",
+    "native",
     "network",
     "config",
+    "data",
+    "augment",
     "cli",
     "doctor",
     "progress",

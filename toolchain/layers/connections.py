@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolchain import network as plain
+from toolchain import processes
 from toolchain.errors import UsageError
 from toolchain.layers.maps import ConvMap, ConvTransposeMap, DenseMap, Map, PoolMap, ScaleMap, Shape, UpsampleMap, chain
 from toolchain.layers.pools import AdaptivePoolMap, WindowMap
@@ -110,8 +111,8 @@ def event_statistics(module: nn.Module, mean_input: Tensor, where: str) -> Given
     values = mean_input
     for part in parts(module):
         if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            axes = (0, *range(2, values.ndim))
-            found[part] = values.mean(axes), values.var(axes, unbiased=True) + EVENT_EPS
+            mean, variance = _moments(values, unbiased=True)
+            found[part] = mean, variance + EVENT_EPS
         values = kind_of(part, where).current(part, values, found)
     return found
 
@@ -191,13 +192,42 @@ def _normalized(module: Union[nn.BatchNorm1d, nn.BatchNorm2d], values: Tensor, s
         mean, variance = (v.reshape(-1, *[1] * (values.ndim - 2)) for v in statistics[module])
         scale, shift = (v.reshape(mean.shape) for v in (weight, bias))
         return (values - mean) / variance.sqrt() * scale + shift
-    if values.numel() == values.shape[1]:
+    if values.numel() * processes.size() == values.shape[1]:
         raise UsageError("batch normalisation needs more than one value for each feature: use batches of two samples or more")
+    if processes.size() > 1:
+        return _jointly_normalized(module, values, statistics == "learn")
     if statistics == "batch":
         return functional.batch_norm(values, None, None, weight, bias, True, 0.0, module.eps)
     assert module.num_batches_tracked is not None  # `describe` refuses modules without running statistics
     module.num_batches_tracked.add_(1)
     return functional.batch_norm(values, module.running_mean, module.running_var, weight, bias, True, module.momentum, module.eps)
+
+
+def _moments(values: Tensor, unbiased: bool) -> tuple[Tensor, Tensor]:
+    """(mean, variance) of each feature, over the samples of all processes that train together."""
+    axes = (0, *range(2, values.ndim))
+    if processes.size() == 1:
+        return values.mean(axes), values.var(axes, unbiased=unbiased)
+    count = values.numel() // values.shape[1] * processes.size()
+    mean = processes.joint_sum(values.sum(axes)) / count
+    apart = values - mean.reshape(-1, *[1] * (values.ndim - 2))
+    return mean, processes.joint_sum(apart.square().sum(axes)) / (count - unbiased)
+
+
+def _jointly_normalized(module: Union[nn.BatchNorm1d, nn.BatchNorm2d], values: Tensor, learn: bool) -> Tensor:
+    """Batch normalisation by the statistics of the whole batch, of which this process has some samples."""
+    mean, variance = _moments(values, unbiased=False)
+    if learn:
+        assert module.num_batches_tracked is not None  # `describe` refuses modules without running statistics
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        assert module.momentum is not None
+        count = values.numel() // values.shape[1] * processes.size()
+        module.num_batches_tracked.add_(1)
+        module.running_mean.lerp_(mean.detach(), module.momentum)
+        module.running_var.lerp_(variance.detach() * (count / (count - 1)), module.momentum)
+    mean, variance, weight, bias = (v.reshape(-1, *[1] * (values.ndim - 2)) for v in (mean, variance, module.weight, module.bias))
+    return (values - mean) / (variance + module.eps).sqrt() * weight + bias
 
 
 def _norm_map(module: Union[nn.BatchNorm1d, nn.BatchNorm2d]) -> Map:

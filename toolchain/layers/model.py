@@ -10,8 +10,9 @@ of a connection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from math import inf, prod
 from typing import NamedTuple
 
@@ -22,7 +23,9 @@ from toolchain import network as plain
 from toolchain.errors import UsageError
 from toolchain.ir import leak_sum
 from toolchain.layers import connections
+from toolchain.layers import events as stepping
 from toolchain.layers.connections import Statistics, current
+from toolchain.layers.events import Kernel, Stage
 from toolchain.layers.maps import Map
 from toolchain.network import Counts, Network, Neuron, Normalization, TrainedThreshold
 
@@ -232,18 +235,24 @@ class FeedbackSNN(nn.Module):
         return (values if self.normalize is None else self.normalize(values)), events
 
     @torch.no_grad()
-    def equilibrium(self, x: Tensor, *, dropout: Mapping[str, Tensor] | None = None, trace: bool = False) -> Equilibrium:
+    def equilibrium(
+        self, x: Tensor, *, dropout: Mapping[str, Tensor] | None = None, trace: bool = False, kernel: Kernel = "auto"
+    ) -> Equilibrium:
         """Run the T time steps (see the module) and return rates, counts and (with `trace`) spike trains.
 
-        `dropout` holds one factor per connection name and neuron, (samples, *target shape), shared by all time steps.
+        `dropout` holds one factor per connection name and neuron, (samples, *target shape), shared by all time steps. `kernel` says what runs the
+        steps: the same equations, currents summed in another order.
         """
         dropped, firing, leak = dropout or {}, self.firing(), self.leak
         values, events = self.prepared(x)
         arriving, maps = self.arriving(), self.maps()
         statistics = self._input_statistics(values, events)
-        steady = self._biases(dropped)
-        late = self._late_biases(dropped)
+        steady, late = self._biases(dropped), self._late_biases(dropped)
         driven = self._driven(values[..., 0] if events else values, statistics, dropped)
+        if self._native(kernel, maps, driven, late):
+            stage = self._stage(maps, {**steady, **driven}, dropped, driven[0])
+            currents = (self._driven(values[..., t], statistics, dropped)[0] for t in range(self.time_steps)) if events else None
+            return self._native_equilibrium(stage, values, currents, trace=trace)
         potentials = [driven[0].new_zeros(len(values), *shape) for shape in self.layer_shapes()]
         spikes, previous = [[torch.zeros_like(p) for p in potentials] for _ in range(2)]
         counts = [torch.zeros_like(p) for p in potentials]
@@ -283,6 +292,49 @@ class FeedbackSNN(nn.Module):
             rates=tuple(w / norm for w in weighted),
             counts=tuple(c if layer in self.relays else c.to(torch.int32) for layer, c in enumerate(counts)),
             mean_input=values.mean(-1) if events else values,
+            trains=tuple(torch.stack(train) for train in trains) if trace else (),
+        )
+
+    def _native(self, kernel: Kernel, maps: Mapping[str, Map], driven: Mapping[int, Tensor], late: Mapping[int, Tensor]) -> bool:
+        """Whether the native kernel runs the time steps: it knows neurons only, and currents of the input for layer 0 only."""
+        plain_chain = not self.relays and not late and driven.keys() == {0}
+        if kernel == "native" and not plain_chain:
+            raise UsageError(
+                f"the native kernel cannot run '{self.name}': it has relays, skips from the input or feedback with a bias; leave kernel at 'auto'"
+            )
+        return plain_chain and stepping.chosen(kernel, list(maps.values()), driven[0])
+
+    def _stage(self, maps: Mapping[str, Map], bias: Mapping[int, Tensor], dropped: Mapping[str, Tensor], like: Tensor) -> Stage:
+        """The forward time steps laid out for the native kernel; `like` has a row a sample."""
+        layers = [
+            stepping.Neurons(shape, firing.threshold, firing.reset, bias[layer] * firing.gain if layer in bias else None)
+            for layer, (shape, firing) in enumerate(zip(self.layer_shapes(), self.firing(), strict=True))
+        ]
+        currents = [
+            stepping.Current(source, target, maps[name], late=name.startswith("feedback"), factor=dropped.get(name))
+            for name, (source, target, _) in self.connections().items()
+            if source is not None
+        ]
+        return Stage(layers, currents, len(like), leak=self.leak, signed=False, dtype=like.dtype)
+
+    def _native_equilibrium(self, stage: Stage, values: Tensor, currents: Iterable[Tensor] | None, *, trace: bool) -> Equilibrium:
+        """The equilibrium that `stage` reaches; `currents` are those of the input at each step, where they change."""
+        trains: list[list[Tensor]] = [[] for _ in range(self.layers)]
+        if currents is None and not trace:
+            stage.run(self.time_steps)
+        else:
+            gain = self.firing()[0].gain
+            for current in repeat(None, self.time_steps) if currents is None else currents:
+                if current is not None:
+                    stage.drive(0, current * gain)
+                stage.run(1)
+                for layer, train in enumerate(trains if trace else []):
+                    train.append(stage.unpacked(stage.spikes[layer], layer).clone())
+        norm = leak_sum(self.leak, self.time_steps)
+        return Equilibrium(
+            rates=tuple(stage.unpacked(total, layer) / norm for layer, total in enumerate(stage.sums)),
+            counts=tuple(stage.unpacked(count, layer) for layer, count in enumerate(stage.counts)),
+            mean_input=values if currents is None else values.mean(-1),
             trains=tuple(torch.stack(train) for train in trains) if trace else (),
         )
 

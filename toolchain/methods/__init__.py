@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Batch:
     """What one batch left behind, gradients aside: fractions of 1; firing rates are spikes (of either sign) per neuron and step.
 
-    Only SPIDE has a feedback rate, and clipped and silent couples.
+    Only SPIDE has a feedback rate, and clipped and silent couples. The last two have a rate for each layer.
     """
 
     loss: float
@@ -30,6 +30,8 @@ class Batch:
     feedback_rate: float = 0.0
     clipped: float = 0.0
     silent: float = 0.0
+    forward_rates: tuple[float, ...] = ()
+    feedback_rates: tuple[float, ...] = ()
 
 
 class Method(Protocol):
@@ -45,6 +47,9 @@ class Method(Protocol):
 
         A method that learns at every time step (OTTT_O, SAF-E) calls `step`, which changes the weights, after each of its steps but the last; the
         caller steps after the last. Without `step` it adds its gradients up, so that nobody need know which method it is.
+
+        Where several processes train together (see `processes`), `images` are this process's rows of the batch and the gradients its share: their sum over
+        the processes is the whole batch's gradient. What is in the returned Batch concerns these rows alone.
         """
 
     def state(self) -> dict[str, float]: ...

@@ -9,25 +9,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolchain import processes
 from toolchain.errors import UsageError
 from toolchain.layers import FeedbackSNN
 
 
 def dropout_factors(model: FeedbackSNN, samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """One factor, 0 or 1/(1-p), per connection, sample and target neuron, shared by all time steps; empty without dropout."""
+    """One factor, 0 or 1/(1-p), per connection, sample and target neuron, shared by all time steps; empty without dropout.
+
+    Of several processes, each draws for the whole batch and keeps its rows.
+    """
     weight, shapes, shares = next(model.parameters()), model.layer_shapes(), model.dropout_shares()
+    generator, whole = _on(weight.device, generator), samples * processes.size()
     factors = {}
     for name, (_, target, _) in model.connections().items():
         if shares[name] > 0:
             keep = 1 - shares[name]
-            drawn = torch.rand((samples, *shapes[target]), generator=generator)
+            drawn = torch.rand((whole, *shapes[target]), generator=generator, device=weight.device)[processes.rows(whole)]
             factors[name] = (drawn < keep).to(weight) / keep
     return factors
 
 
+def _on(device: torch.device, generator: torch.Generator | None) -> torch.Generator | None:
+    """A generator on `device`, seeded from one on the CPU: draws by the million there, a state that fits any machine here."""
+    if generator is None or device.type == generator.device.type:
+        return generator
+    seed = int(torch.randint(2**63 - 1, (1,), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
+
+
 @dataclass(frozen=True)
 class ReadoutError:
-    """The loss and its exact gradients: mean cross entropy (unscaled), logits, and everything times the scale factor else."""
+    """The loss and its exact gradients: mean cross entropy (unscaled), logits, and everything times the scale factor else.
+
+    Of several processes, each has the loss of its samples, and the error and gradients of its share of the whole batch's.
+    """
 
     loss: Tensor
     logits: Tensor
@@ -42,15 +58,30 @@ def readout_error(model: FeedbackSNN, rates: Tensor, labels: Tensor, scale_facto
     with torch.set_grad_enabled(True):
         logits = model.logits(leaf)
         loss = functional.cross_entropy(logits, labels)
-        error, *grads = torch.autograd.grad(loss * scale_factor, [leaf, *parameters.values()])
+        error, *grads = torch.autograd.grad(loss * (scale_factor / processes.size()), [leaf, *parameters.values()])
     return ReadoutError(
         loss.detach(), logits.detach(), error, {f"readout.{key}": grad for key, grad in zip(parameters, grads, strict=True)}
     )
 
 
-def firing_rate(model: FeedbackSNN, counts: Sequence[Tensor]) -> float:
-    """Spikes per neuron and step over all layers that have neurons."""
-    return float(torch.cat([counts[layer].flatten() for layer in model.spiking]).float().mean()) / model.time_steps
+def of_neurons(model: FeedbackSNN, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Those of `values`, one a layer, that belong to layers with neurons."""
+    return tuple(values[layer] for layer in model.spiking)
+
+
+def firing_rate(counts: Sequence[Tensor], time_steps: int) -> float:
+    """Spikes per neuron and step over all layers."""
+    return float(torch.cat([c.flatten() for c in counts]).float().mean()) / time_steps
+
+
+def firing_rates(counts: Sequence[Tensor], time_steps: int) -> tuple[float, ...]:
+    """Spikes per neuron and step, layer by layer."""
+    return tuple((torch.stack([c.float().mean() for c in counts]) / time_steps).tolist())
+
+
+def share(loss: Tensor) -> Tensor:
+    """What this process's mean loss adds to that of the whole batch."""
+    return loss if processes.size() == 1 else loss / processes.size()
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -82,13 +82,14 @@ def fire(x: Tensor, threshold: Tensor, time_steps: int, neuron: TrainedThreshold
 
 @dataclass(frozen=True)
 class Pass:
-    """One batch: each layer's representation (samples, *shape; of a relay that of its currents), logits, mean cross entropy, spikes per neuron and step,
-    gradients by parameter name."""
+    """One batch: each layer's representation (samples, *shape; of a relay that of its currents), logits, mean cross entropy, spikes per neuron and step (of
+    all, and by layer of neurons), gradients by parameter name."""
 
     representations: tuple[Tensor, ...]
     logits: Tensor
     loss: Tensor
     forward_rate: float
+    forward_rates: tuple[float, ...]
     gradients: dict[str, Tensor]
 
 
@@ -134,14 +135,15 @@ def run(
             outputs.append(fire(total, thresholds[layer], steps, neuron) if layer in thresholds else total)
             representations.append(representation(outputs[-1], steps, neuron))
             if layer in thresholds:
-                fired.append((outputs[-1].detach() != 0).float().mean() * outputs[-1][0].numel())
+                fired.append((outputs[-1].detach() != 0).float().mean())
         logits = model.logits(representations[-1])
         loss = functional.cross_entropy(logits, labels)
         parameters = dict(model.named_parameters())
-        grads = torch.autograd.grad(loss, list(parameters.values()))
+        grads = torch.autograd.grad(common.share(loss), list(parameters.values()))
     gradients = {name: g * threshold_gradient if name.startswith("thresholds.") else g for name, g in zip(parameters, grads, strict=True)}
-    rate = float(sum(fired)) / sum(representations[layer][0].numel() for layer in thresholds)
-    return Pass(tuple(r.detach() for r in representations), logits.detach(), loss.detach(), rate, gradients)
+    rates, sizes = torch.stack(fired).tolist(), [representations[layer][0].numel() for layer in thresholds]
+    rate = sum(r * n for r, n in zip(rates, sizes, strict=True)) / sum(sizes)
+    return Pass(tuple(r.detach() for r in representations), logits.detach(), loss.detach(), rate, tuple(rates), gradients)
 
 
 class Dsr:
@@ -160,7 +162,12 @@ class Dsr:
         done = run(model, images, labels, dropout=dropout, threshold_gradient=self.threshold_gradient)
         for name, parameter in model.named_parameters():
             parameter.grad = done.gradients[name]
-        return Batch(loss=float(done.loss), correct=common.accuracy(done.logits, labels), forward_rate=done.forward_rate)
+        return Batch(
+            loss=float(done.loss),
+            correct=common.accuracy(done.logits, labels),
+            forward_rate=done.forward_rate,
+            forward_rates=done.forward_rates,
+        )
 
     def state(self) -> dict[str, float]:
         return {}

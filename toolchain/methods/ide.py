@@ -26,6 +26,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from toolchain import processes
 from toolchain.errors import unknown
 from toolchain.layers import Equilibrium, FeedbackSNN, advance, current
 from toolchain.layers.connections import Statistics
@@ -33,9 +34,6 @@ from toolchain.methods import Batch, common
 from toolchain.methods.common import ReadoutError, dropout_factors, readout_error
 
 SOLVERS = ("broyden", "iter", "iter-compat")
-MEMORY = 27
-"""Broyden's method keeps at most this many rank-1 updates."""
-
 TOLERANCE = 2e-10
 """Broyden's method is done where the residual's norm is below this times the root of the number of its values, or at float32's resolution."""
 
@@ -48,7 +46,7 @@ ITERATIONS = 10
 
 @dataclass(frozen=True)
 class Solution:
-    """beta (samples, values), the norm of its residual over the batch, and after how many steps it was found."""
+    """beta (samples, values), the norm of its residual over the batch (of all processes), and after how many steps it was found."""
 
     beta: Tensor
     residual: float
@@ -116,72 +114,82 @@ def solve(product: Callable[[Tensor], Tensor], error: Tensor, solver: str = "bro
         return product(beta) - beta + error
 
     if threshold == 0:
-        return Solution(error, float(residual(error).norm()), 0)
-    smallest = 4 * torch.finfo(error.dtype).eps * float(error.norm())
+        return Solution(error, processes.norm(residual(error)), 0)
+    smallest = 4 * torch.finfo(error.dtype).eps * processes.norm(error)
     if solver == "broyden":
-        return broyden(residual, torch.zeros_like(error), threshold, max(TOLERANCE * sqrt(error.numel()), smallest))
+        return broyden(residual, torch.zeros_like(error), threshold, max(TOLERANCE * sqrt(error.numel() * processes.size()), smallest))
     if solver == "iter":
-        return _damped(residual, error, threshold * ITERATIONS, max(EXACT * float(error.norm()), smallest))
+        return _damped(residual, error, threshold * ITERATIONS, max(EXACT * processes.norm(error), smallest))
     beta = error
     for _ in range(threshold):
         beta = (beta + residual(beta)) / 2
-    return Solution(beta, float(residual(beta).norm()), threshold)
+    return Solution(beta, processes.norm(residual(beta)), threshold)
 
 
 def _damped(residual: Callable[[Tensor], Tensor], start: Tensor, steps: int, enough: float) -> Solution:
     beta, left = start, residual(start)
     for step in range(steps):
-        if float(left.norm()) < enough:
-            return Solution(beta, float(left.norm()), step)
+        if processes.norm(left) < enough:
+            return Solution(beta, processes.norm(left), step)
         beta = beta + left / 2
         left = residual(beta)
-    return Solution(beta, float(left.norm()), steps)
+    return Solution(beta, processes.norm(left), steps)
 
 
 def broyden(residual: Callable[[Tensor], Tensor], start: Tensor, threshold: int, enough: float) -> Solution:
-    """Broyden's "good" method for residual(beta) = 0, the inverse Jacobian as -I + U V^T, a pair of vectors a sample and step; the best iterate is returned.
+    """Broyden's "good" method for residual(beta) = 0, samples on their own; the best iterate is returned.
 
-    The first step is -residual, as in the authors' code, though the inverse Jacobian would have it +residual: the second makes up for it.
+    The first step is -residual, as in the authors' code, though their first inverse Jacobian H = -I would have it +residual: the first update makes up
+    for it. From then on every step is s = -H residual, so that one vector a step is all H needs (Kelley, Iterative Methods for Linear and Nonlinear
+    Equations, 1995, section 7.3):  H' = (I + s' s^T / |s|^2) H.
     Stops at a residual below `enough`, after `threshold` steps, without progress over 30 steps near the goal, or where it blows up.
     """
-    memory = min(threshold, MEMORY)
-    us: list[Tensor] = []
-    vs: list[Tensor] = []
     beta, left = start, residual(start)
-    first = norm = float(left.norm())
+    first = norm = processes.norm(left)
     norms, best = [norm], Solution(beta, norm, 0)
+    began: tuple[Tensor, Tensor] | None = None
+    steps: list[Tensor] = []
+    weights: list[Tensor] = []
     for step in range(1, threshold + 1):
         if norm < enough:
             break
-        change = -_inverse(us, vs, left) if us else -left
+        if began is None:
+            change = -left
+        else:
+            towards = torch.addcmul(left, began[0], -_along(began[1], left)).neg_()
+            for before, after, weight in zip(steps, steps[1:], weights, strict=False):
+                towards.addcmul_(after, _along(before, towards) * weight)
+            change = -towards
+            if steps:
+                square = 1 / weights[-1]
+                change *= square / (square + _along(steps[-1], towards))
+                change.nan_to_num_(nan=0.0)  # a sample that is solved already divides 0 by 0
         beta, before = beta + change, left
         left = residual(beta)
-        norm = float(left.norm())
+        norm = processes.norm(left)
         norms.append(norm)
         if norm < best.residual:
             best = Solution(beta, norm, step)
         stuck = step > 30 and norm < 3 * enough and max(norms[-30:]) < 1.3 * min(norms[-30:])
         if norm < enough or stuck or norm > 1e6 * first:
             break
-        difference = left - before
-        v = _inverse(vs, us, change)
-        u = (change - _inverse(us, vs, difference)) / (v * difference).sum(1, keepdim=True)
-        place = (step - 1) % memory
-        us[place : place + 1], vs[place : place + 1] = [_without_nan(u)], [_without_nan(v)]
+        if began is None:
+            difference = left - before
+            began = (change + difference) * _inverted(_along(change, difference)), change
+        else:
+            steps.append(change)
+            weights.append(_inverted(_along(change, change)))
     return best
 
 
-def _without_nan(values: Tensor) -> Tensor:
-    """A sample that is solved already divides 0 by 0."""
-    return torch.where(values.isnan(), torch.zeros_like(values), values)
+def _along(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of each sample, (samples, 1)."""
+    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).squeeze(2)
 
 
-def _inverse(us: Sequence[Tensor], vs: Sequence[Tensor], x: Tensor) -> Tensor:
-    """(-I + U V^T) x for each sample; with u and v exchanged, the transpose."""
-    total = -x
-    for u, v in zip(us, vs, strict=True):
-        total = total + u * (v * x).sum(1, keepdim=True)
-    return total
+def _inverted(values: Tensor) -> Tensor:
+    """1 / values, 0 for 0."""
+    return torch.where(values == 0, values, 1 / values)
 
 
 def run(
@@ -287,7 +295,8 @@ class Ide:
         return Batch(
             loss=float(done.readout.loss),
             correct=common.accuracy(done.readout.logits, labels),
-            forward_rate=common.firing_rate(model, done.equilibrium.counts),
+            forward_rate=common.firing_rate(common.of_neurons(model, done.equilibrium.counts), model.time_steps),
+            forward_rates=common.firing_rates(common.of_neurons(model, done.equilibrium.counts), model.time_steps),
         )
 
     def state(self) -> dict[str, float]:

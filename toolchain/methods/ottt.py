@@ -91,7 +91,7 @@ class Gradients:
 
     def take(self, loss: Tensor, last: bool) -> None:
         parameters = dict(self.model.named_parameters())
-        made: Sequence[Tensor | None] = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        made: Sequence[Tensor | None] = torch.autograd.grad(common.share(loss), list(parameters.values()), allow_unused=True)
         grads = dict(zip(parameters, made, strict=True))
         if self.step is None:
             for name, grad in grads.items():
@@ -243,5 +243,6 @@ def batch_of(model: FeedbackSNN, logits: Tensor, losses: Tensor, counts: tuple[T
     return Batch(
         loss=float(losses.sum()),
         correct=common.accuracy(logits.sum(0), labels),
-        forward_rate=common.firing_rate(model, counts),
+        forward_rate=common.firing_rate(common.of_neurons(model, counts), model.time_steps),
+        forward_rates=common.firing_rates(common.of_neurons(model, counts), model.time_steps),
     )

@@ -145,7 +145,7 @@ def run_f(model: FeedbackSNN, x: Tensor, labels: Tensor, *, dropout: Mapping[str
         logits = model.logits(carried[-1])
         loss = functional.cross_entropy(logits, labels)
         parameters = dict(model.named_parameters())
-        grads = torch.autograd.grad(loss, list(parameters.values()))
+        grads = torch.autograd.grad(common.share(loss), list(parameters.values()))
     return FinalPass(rates, tuple(state.counts), logits.detach(), loss.detach(), dict(zip(parameters, grads, strict=True)))
 
 
@@ -192,8 +192,12 @@ class SafF:
         done = run_f(model, images, labels, dropout=dropout_factors(model, len(images), generator))
         for name, parameter in model.named_parameters():
             parameter.grad = done.gradients[name]
-        rate = common.firing_rate(model, done.counts)
-        return Batch(loss=float(done.loss), correct=common.accuracy(done.logits, labels), forward_rate=rate)
+        return Batch(
+            loss=float(done.loss),
+            correct=common.accuracy(done.logits, labels),
+            forward_rate=common.firing_rate(common.of_neurons(model, done.counts), model.time_steps),
+            forward_rates=common.firing_rates(common.of_neurons(model, done.counts), model.time_steps),
+        )
 
     def state(self) -> dict[str, float]:
         return {}

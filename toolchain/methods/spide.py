@@ -24,8 +24,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from toolchain import processes
 from toolchain.ir import leak_sum
 from toolchain.layers import Equilibrium, FeedbackSNN, Map, advance, current
+from toolchain.layers.events import Current, Kernel, Neurons, Stage, chosen
 from toolchain.methods import Batch, common
 from toolchain.methods.common import ReadoutError, dropout_factors, readout_error
 from toolchain.network import CLIPPED_FROM
@@ -73,11 +75,17 @@ class Feedback:
 
 
 def forward_stage(
-    model: FeedbackSNN, x: Tensor, *, dropout: Mapping[str, Tensor] | None = None, as_published: bool = False, trace: bool = False
+    model: FeedbackSNN,
+    x: Tensor,
+    *,
+    dropout: Mapping[str, Tensor] | None = None,
+    as_published: bool = False,
+    trace: bool = False,
+    kernel: Kernel = "auto",
 ) -> Forward:
     """Stage 1 on inputs (samples, *input_shape) or events (time last): rates, counts, masks, and spike trains with `trace`."""
     dropout = dropout or {}
-    found = model.equilibrium(x, dropout=dropout, trace=trace)
+    found = model.equilibrium(x, dropout=dropout, trace=trace, kernel=kernel)
     if not as_published:
         found = replace(found, mean_input=model.weighted_input(x))
     dtype = found.rates[0].dtype
@@ -86,10 +94,62 @@ def forward_stage(
 
 
 @torch.no_grad()
-def feedback_stage(model: FeedbackSNN, forward: Forward, error: Tensor, *, trace: bool = False) -> Feedback:
-    """Stage 2: `error` = d(scale_factor * loss)/d(last rates), (samples, *last shape), drives the transposed network for T_B steps."""
-    neuron, rates = model.neuron, forward.equilibrium.rates
+def feedback_stage(
+    model: FeedbackSNN, forward: Forward, error: Tensor, *, leak_back: bool = True, trace: bool = False, kernel: Kernel = "auto"
+) -> Feedback:
+    """Stage 2: `error` = d(scale_factor * loss)/d(last rates), (samples, *last shape), drives the transposed network for T_B steps.
+
+    Without `leak_back` leaky neurons carry the gradient without leak. `kernel` says what runs the steps (see `layers.events`): the same equations,
+    currents summed in another order.
+    """
+    leak = model.neuron.leak if leak_back else 1.0
     maps = model.maps()
+    run_steps = _native_steps if chosen(kernel, list(maps.values()), error) else _torch_steps
+    weighted, activity, trains = run_steps(model, maps, forward, error, leak, trace)
+    norm = leak_sum(leak, model.feedback_steps)
+    beta = tuple(w * model.neuron.reset_back / norm for w in weighted)
+    return Feedback(
+        beta=beta,
+        activity=activity,
+        clipped=tuple(b.abs() >= CLIPPED_FROM * model.neuron.reset_back for b in beta),
+        trains=tuple(torch.stack(train) for train in trains) if trace else (),
+    )
+
+
+Steps = tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[list[Tensor]]]
+"""(Leak-weighted) sums of signed spikes, spikes of either sign as int32, and trains, a layer each."""
+
+
+def _native_steps(model: FeedbackSNN, maps: Mapping[str, Map], forward: Forward, error: Tensor, leak: float, trace: bool) -> Steps:
+    """The feedback steps on the native kernel, layers in the order last to first."""
+    neuron, last, shapes = model.neuron, model.layers - 1, model.layer_shapes()
+    gates = [mask * (neuron.reset_back / neuron.reset) for mask in forward.masks]
+    layers = [
+        Neurons(shape, neuron.threshold_back, neuron.reset_back, error if layer == last else None)
+        for layer, shape in reversed(list(enumerate(shapes)))
+    ]
+    currents = []
+    for name, (source, target, _) in model.connections().items():
+        if source is None:
+            continue
+        amplitude = gates[target] * forward.dropout[name] if name in forward.dropout else gates[target]
+        late = name.startswith("feedback")
+        currents.append(Current(last - target, last - source, maps[name], transposed=True, late=late, amplitude=amplitude))
+    stage = Stage(layers, currents, len(error), leak=leak, signed=True, dtype=error.dtype)
+    trains: list[list[Tensor]] = [[] for _ in shapes]
+    for steps in [1] * model.feedback_steps if trace else [model.feedback_steps]:
+        stage.run(steps)
+        for layer, train in enumerate(trains if trace else []):
+            train.append(stage.unpacked(stage.spikes[last - layer], last - layer).clone())
+    weighted, activity = (
+        tuple(stage.unpacked(values[last - layer], last - layer) for layer in range(model.layers)) for values in (stage.sums, stage.counts)
+    )
+    return weighted, activity, trains
+
+
+def _torch_steps(model: FeedbackSNN, maps: Mapping[str, Map], forward: Forward, error: Tensor, leak: float, trace: bool) -> Steps:
+    """The feedback steps in torch, all samples at once."""
+    neuron, rates = model.neuron, forward.equilibrium.rates
     gates = [mask * (neuron.reset_back / neuron.reset) for mask in forward.masks]
     potentials = [torch.zeros_like(rate) for rate in rates]
     spikes, below = [torch.zeros_like(p) for p in potentials], [torch.zeros_like(p) for p in potentials]
@@ -115,20 +175,13 @@ def feedback_stage(model: FeedbackSNN, forward: Forward, error: Tensor, *, trace
             spike -= below[layer]
             potential.sub_(spike, alpha=neuron.reset_back)
             torch.mul(spike, gates[layer], out=sent[layer])
-            if neuron.leak < 1:
-                potential *= neuron.leak
-                weighted[layer] *= neuron.leak
+            if leak < 1:
+                potential *= leak
+                weighted[layer] *= leak
             weighted[layer] += spike
             if trace:
                 trains[layer].append(spike.to(torch.int8))
-    norm = leak_sum(neuron.leak, model.feedback_steps)
-    beta = tuple(w * neuron.reset_back / norm for w in weighted)
-    return Feedback(
-        beta=beta,
-        activity=tuple(a.to(torch.int32) for a in activity),
-        clipped=tuple(b.abs() >= CLIPPED_FROM * neuron.reset_back for b in beta),
-        trains=tuple(torch.stack(train) for train in trains) if trace else (),
-    )
+    return tuple(weighted), tuple(a.to(torch.int32) for a in activity), trains
 
 
 def _add_transposed(maps: Mapping[str, Map], name: str, total: Tensor, spikes: Tensor, dropout: Mapping[str, Tensor]) -> None:
@@ -182,14 +235,16 @@ def run(
     dropout: Mapping[str, Tensor] | None = None,
     as_published: bool = False,
     trace: bool = False,
+    leak_back: bool = True,
+    kernel: Kernel = "auto",
 ) -> Pass:
     """Forward stage, loss, feedback stage and local updates of one batch; UsageError where a layer does not fit."""
     fits(model)
     if model.training:
         advance(model)
-    forward = forward_stage(model, x, dropout=dropout, as_published=as_published, trace=trace)
+    forward = forward_stage(model, x, dropout=dropout, as_published=as_published, trace=trace, kernel=kernel)
     readout = readout_error(model, forward.equilibrium.rates[-1], labels, scale_factor)
-    feedback = feedback_stage(model, forward, readout.error, trace=trace)
+    feedback = feedback_stage(model, forward, readout.error, leak_back=leak_back, trace=trace, kernel=kernel)
     gradients = local_gradients(model, forward, feedback.beta, as_published=as_published) | readout.gradients
     return Pass(scale_factor, forward, readout, feedback, gradients)
 
@@ -201,7 +256,8 @@ class Spide:
     how far it may grow; smoothed over about 20 batches.
     """
 
-    def __init__(self, scale_factor: float | str) -> None:
+    def __init__(self, scale_factor: float | str, leak_back: bool = True, kernel: Kernel = "auto") -> None:
+        self.leak_back, self.kernel = leak_back, kernel
         self.automatic = scale_factor == "auto"
         self.scale_factor = 1.0 if self.automatic else float(scale_factor)
 
@@ -211,7 +267,8 @@ class Spide:
     def gradients(
         self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
     ) -> Batch:
-        done = run(model, images, labels, self.scale_factor, dropout=dropout_factors(model, len(images), generator))
+        dropout = dropout_factors(model, len(images), generator)
+        done = run(model, images, labels, self.scale_factor, dropout=dropout, leak_back=self.leak_back, kernel=self.kernel)
         for name, parameter in model.named_parameters():
             parameter.grad = done.gradients[name] / self.scale_factor
         if self.automatic:
@@ -220,8 +277,8 @@ class Spide:
 
     def _adapt(self, model: FeedbackSNN, done: Pass) -> None:
         magnitudes = torch.cat([beta.abs().flatten() for beta in done.feedback.beta])
-        index = len(magnitudes) - int(len(magnitudes) * CLIPPED_SHARE)
-        extreme = float(magnitudes.kthvalue(min(index, len(magnitudes))).values)
+        above = int(len(magnitudes) * processes.size() * CLIPPED_SHARE)
+        extreme = processes.kth_largest(magnitudes, above + 1)
         floor = model.neuron.reset_back / model.feedback_steps
         wanted = 0.5 * self.scale_factor * model.neuron.reset_back / max(extreme, floor)
         self.scale_factor = float(min(max(self.scale_factor**0.95 * wanted**0.05, 1.0), 1e5))
@@ -244,4 +301,6 @@ def _batch(model: FeedbackSNN, done: Pass, labels: Tensor) -> Batch:
         feedback_rate=float(activity.float().mean()) / model.feedback_steps,
         clipped=float(clipped.float().mean()),
         silent=float((activity == 0).float().mean()),
+        forward_rates=common.firing_rates(done.forward.equilibrium.counts, model.time_steps),
+        feedback_rates=common.firing_rates(done.feedback.activity, model.feedback_steps),
     )

@@ -205,7 +205,7 @@ def _cost_table(page: Page, comparison: Comparison) -> str:
             f"{d.startup_seconds:.2f}",
             escape(d.timing),
             f"{d.spikes_per_sample:,.0f}",
-            f"{d.synaptic_operations_per_sample:,.0f}",
+            "" if d.synaptic_operations_per_sample is None else f"{d.synaptic_operations_per_sample:,.0f}",
             f"{d.saturations:,}",
         ]
         for d in (row.deployment for row in comparison.rows)

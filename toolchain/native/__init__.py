@@ -1,0 +1,136 @@
+"""The compiled part: event-driven time steps in C (`spikes.c`), built with the package where there is a compiler, and never needed.
+
+This module finds the library and describes its arguments; what they must be is checked by those who call (`layers.events`). No torch here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+from toolchain.errors import ToolchainError
+
+INSTRUCTION_SETS = ("plain", "AVX2", "AVX-512")
+
+
+class Edge(ctypes.Structure):
+    """A connection from the spikes of one layer to the potential of another; see `spikes.c`. Pointers are addresses."""
+
+    _fields_ = (
+        ("source", ctypes.c_int32),
+        ("target", ctypes.c_int32),
+        ("late", ctypes.c_int32),
+        ("diagonal", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("made", ctypes.c_int32),
+        ("made_width", ctypes.c_int32),
+        ("slots", ctypes.c_int32),
+        ("rows", ctypes.c_void_p),
+        ("columns", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("amplitude", ctypes.c_void_p),
+        ("factor", ctypes.c_void_p),
+    )
+
+
+class Layer(ctypes.Structure):
+    """A layer and where its state is; see `spikes.c`. Pointers are addresses."""
+
+    _fields_ = (
+        ("neurons", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("threshold", ctypes.c_double),
+        ("reset", ctypes.c_double),
+        ("drive", ctypes.c_void_p),
+        ("drive_stride", ctypes.c_int64),
+        ("potential", ctypes.c_void_p),
+        ("sum", ctypes.c_void_p),
+        ("count", ctypes.c_void_p),
+        ("spikes", ctypes.c_void_p),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    folder = Path(__file__).parent
+    for path in (folder / f"_spikes{suffix}" for suffix in EXTENSION_SUFFIXES):
+        if not path.exists():
+            continue
+        try:
+            found = ctypes.CDLL(str(path))
+            found.toolchain_widest.restype = ctypes.c_int32
+            found.toolchain_stage.restype = ctypes.c_int32
+        except (OSError, AttributeError) as error:
+            return f"the native kernel cannot be loaded ({error}): install the package again"
+        found.toolchain_stage.argtypes = (
+            ctypes.POINTER(Layer),
+            ctypes.c_int32,
+            ctypes.POINTER(Edge),
+            ctypes.c_int32,
+            ctypes.c_double,
+            ctypes.c_int32,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int32,
+            ctypes.c_int32,
+        )
+        return found
+    return "the native kernel is not built: install a C compiler (gcc or clang), then the package again"
+
+
+def missing() -> str | None:
+    """What the native kernel lacks here, and the way to get it; None where it can run."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+def widest() -> int:
+    """The best of INSTRUCTION_SETS that both this machine and the library have, by its place there; ToolchainError without the library."""
+    return int(_loaded().toolchain_widest())
+
+
+def run_steps(
+    layers: Sequence[Layer],
+    edges: Sequence[Edge],
+    *,
+    leak: float,
+    signed: bool,
+    samples: tuple[int, int],
+    steps: int,
+    double: bool,
+    instructions: int | None = None,
+) -> None:
+    """`steps` time steps of the samples from the first to before the last, state in place; `double` for float64, else float32.
+
+    Layers are in the order of processing, edges in the order in which their currents are added. Other threads run meanwhile.
+    """
+    chosen = widest() if instructions is None else min(instructions, widest())
+    first, last = samples
+    failed = _loaded().toolchain_stage(
+        (Layer * len(layers))(*layers),
+        len(layers),
+        (Edge * max(len(edges), 1))(*edges),
+        len(edges),
+        leak,
+        int(signed),
+        first,
+        last,
+        steps,
+        int(double),
+        chosen,
+    )
+    if failed:
+        raise ToolchainError("there is not enough memory for the spike lists of the native kernel: use smaller batches")
+
+
+def _loaded() -> ctypes.CDLL:
+    found = _library()
+    if isinstance(found, str):
+        raise ToolchainError(found)
+    return found

@@ -1,0 +1,179 @@
+/* Event-driven time steps of spiking layers, for toolchain.layers.events (which checks every argument before it calls).
+
+   A layer's neurons are in order (row, column, channel). An edge takes a spike of the source neuron (y, x, c) to a block of targets:
+
+       rows[y] = (first target row, first kernel slot, how many), columns[x] alike
+       target (row + i, column + j, d) += amplitude * weight[c, row slot + i, column slot + j, d]    for every channel d
+       diagonal: target (row + i, column + j, c) += amplitude * weight[c]
+
+   which is any convolution or transposed convolution, in either direction, once its kernel's slots are ordered by target; a dense matrix (one
+   place, a channel a neuron); a pool or an upsampling. No state is kept between calls; products are rounded before they are added, so that every
+   instruction set gives the same bits. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    int32_t source, target; /* layers, by their place in the order of processing */
+    int32_t late;           /* 1: the source's spikes of the step before */
+    int32_t diagonal;
+    int32_t channels, width;  /* of the source */
+    int32_t made, made_width; /* channels and width of the target */
+    int32_t slots;            /* of the kernel, along either axis */
+    const int32_t *rows, *columns;
+    const void *weight;
+    const void *amplitude; /* (samples, source neurons), what a spike carries; NULL: 1 */
+    const void *factor;    /* (samples, target neurons), multiplies what arrives; NULL: 1 */
+} Edge;
+
+typedef struct {
+    int64_t neurons, channels;
+    double threshold, reset;
+    const void *drive; /* a current added at every step, or NULL */
+    int64_t drive_stride; /* from a sample to the next: neurons, or 0 for one drive for all */
+    void *potential, *sum; /* (samples, neurons) */
+    int32_t *count;
+    int8_t *spikes; /* of the last step */
+} Layer;
+
+typedef struct {
+    int32_t **events;  /* two lists a layer, of this step and of the one before: a neuron, or ~neuron for a negative spike */
+    int64_t *length;
+    int *restless;     /* whether a layer may fire without a current */
+    void **factored;   /* an edge's arriving current, where a factor multiplies it */
+    int32_t *unsorted;
+    int64_t *begin;    /* where each channel's events begin */
+} Workspace;
+
+static int make_workspace(Workspace *work, const Layer *layers, int32_t n_layers, const Edge *edges, int32_t n_edges, size_t real) {
+    int64_t neurons = 1, channels = 1;
+    for (int32_t l = 0; l < n_layers; l++) {
+        if (layers[l].neurons > neurons) neurons = layers[l].neurons;
+        if (layers[l].channels > channels) channels = layers[l].channels;
+    }
+    work->events = calloc(2 * (size_t)n_layers, sizeof *work->events);
+    work->length = calloc(2 * (size_t)n_layers, sizeof *work->length);
+    work->restless = calloc((size_t)n_layers, sizeof *work->restless);
+    work->factored = calloc((size_t)n_edges + 1, sizeof *work->factored);
+    work->unsorted = malloc((size_t)neurons * sizeof *work->unsorted);
+    work->begin = malloc(((size_t)channels + 1) * sizeof *work->begin);
+    if (!work->events || !work->length || !work->restless || !work->factored || !work->unsorted || !work->begin) return 0;
+    for (int32_t l = 0; l < 2 * n_layers; l++) {
+        work->events[l] = malloc((size_t)layers[l / 2].neurons * sizeof **work->events);
+        if (!work->events[l]) return 0;
+    }
+    for (int32_t e = 0; e < n_edges; e++) {
+        if (!edges[e].factor) continue;
+        work->factored[e] = calloc((size_t)layers[edges[e].target].neurons, real);
+        if (!work->factored[e]) return 0;
+    }
+    return 1;
+}
+
+static void free_workspace(Workspace *work, int32_t n_layers, int32_t n_edges) {
+    for (int32_t l = 0; work->events && l < 2 * n_layers; l++) free(work->events[l]);
+    for (int32_t e = 0; work->factored && e < n_edges; e++) free(work->factored[e]);
+    free(work->events);
+    free(work->length);
+    free(work->restless);
+    free(work->factored);
+    free(work->unsorted);
+    free(work->begin);
+}
+
+/* List the spikes of a layer, a channel after the other, so that a channel's weights are read while they are in the cache. */
+static int64_t list_events(const Layer *layer, const int8_t *spikes, int32_t *events, Workspace *work) {
+    const int64_t neurons = layer->neurons, channels = layer->channels;
+    int32_t *found = channels == neurons ? events : work->unsorted;
+    int64_t length = 0, i = 0;
+    for (; i + 8 <= neurons; i += 8) {
+        uint64_t word;
+        memcpy(&word, spikes + i, 8);
+        if (!word) continue;
+        for (int64_t j = i; j < i + 8; j++)
+            if (spikes[j]) found[length++] = (int32_t)(spikes[j] < 0 ? ~j : j);
+    }
+    for (; i < neurons; i++)
+        if (spikes[i]) found[length++] = (int32_t)(spikes[i] < 0 ? ~i : i);
+    if (found == events) return length;
+    memset(work->begin, 0, ((size_t)channels + 1) * sizeof *work->begin);
+    for (int64_t k = 0; k < length; k++) work->begin[(found[k] < 0 ? ~found[k] : found[k]) % channels + 1]++;
+    for (int64_t c = 0; c < channels; c++) work->begin[c + 1] += work->begin[c];
+    for (int64_t k = 0; k < length; k++) events[work->begin[(found[k] < 0 ? ~found[k] : found[k]) % channels]++] = found[k];
+    return length;
+}
+
+static void clear_events(const int32_t *events, int64_t length, int8_t *spikes) {
+    for (int64_t k = 0; k < length; k++) spikes[events[k] < 0 ? ~events[k] : events[k]] = 0;
+}
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+#define REAL float
+#define TARGET
+#define NAME(x) JOIN(x, _f32)
+#include "stage.h"
+#undef REAL
+#undef NAME
+#define REAL double
+#define NAME(x) JOIN(x, _f64)
+#include "stage.h"
+#undef REAL
+#undef NAME
+#undef TARGET
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define WIDE 1
+
+#define TARGET __attribute__((target("avx2")))
+#define REAL float
+#define NAME(x) JOIN(x, _f32_avx2)
+#include "stage.h"
+#undef REAL
+#undef NAME
+#define REAL double
+#define NAME(x) JOIN(x, _f64_avx2)
+#include "stage.h"
+#undef REAL
+#undef NAME
+#undef TARGET
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))
+#define REAL float
+#define NAME(x) JOIN(x, _f32_avx512)
+#include "stage.h"
+#undef REAL
+#undef NAME
+#define REAL double
+#define NAME(x) JOIN(x, _f64_avx512)
+#include "stage.h"
+#undef REAL
+#undef NAME
+#undef TARGET
+#endif
+
+/* The instruction sets this machine has of those compiled: 0 plain, 1 AVX2, 2 AVX-512. */
+int32_t toolchain_widest(void) {
+#ifdef WIDE
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        return 2;
+    if (__builtin_cpu_supports("avx2")) return 1;
+#endif
+    return 0;
+}
+
+/* Steps of samples first to last (exclusive); 0, or 1 where memory ran out before anything was changed. */
+int32_t toolchain_stage(const Layer *layers, int32_t n_layers, const Edge *edges, int32_t n_edges, double leak, int32_t both, int64_t first, int64_t last,
+                        int64_t steps, int32_t wide_reals, int32_t widest) {
+#ifdef WIDE
+    if (widest == 2)
+        return (wide_reals ? stage_f64_avx512 : stage_f32_avx512)(layers, n_layers, edges, n_edges, leak, both, first, last, steps);
+    if (widest == 1) return (wide_reals ? stage_f64_avx2 : stage_f32_avx2)(layers, n_layers, edges, n_edges, leak, both, first, last, steps);
+#else
+    (void)widest;
+#endif
+    return (wide_reals ? stage_f64 : stage_f32)(layers, n_layers, edges, n_edges, leak, both, first, last, steps);
+}

@@ -1,0 +1,124 @@
+/* One stage of couples in one precision for one instruction set: included by spikes.c with REAL, NAME(x) and TARGET defined.
+
+   Sample by sample, so that its potentials stay in the cache. Spikes are lists of neurons, each adding one slab of weights to its targets:
+   the cost is that of the spikes there are. */
+
+/* total += amplitude * weights of every spike in `events`; the number of spikes that had an amplitude. */
+TARGET static int64_t NAME(scatter)(const Edge *edge, const int32_t *events, int64_t length, const REAL *amplitude, REAL *restrict total) {
+    const REAL *weight = edge->weight;
+    const int64_t made = edge->made, slots = edge->slots;
+    int64_t sent = 0;
+    for (int64_t k = 0; k < length; k++) {
+        const int32_t neuron = events[k] < 0 ? ~events[k] : events[k];
+        REAL size = events[k] < 0 ? -1 : 1;
+        if (amplitude) {
+            size *= amplitude[neuron];
+            if (size == 0) continue;
+        }
+        sent++;
+        const int32_t place = neuron / edge->channels, channel = neuron - place * edge->channels;
+        const int32_t *row = edge->rows + 3 * (place / edge->width), *column = edge->columns + 3 * (place % edge->width);
+        if (edge->diagonal) {
+            const REAL value = size * weight[channel];
+            for (int32_t i = 0; i < row[2]; i++)
+                for (int32_t j = 0; j < column[2]; j++)
+                    total[((row[0] + i) * (int64_t)edge->made_width + column[0] + j) * made + channel] += value;
+            continue;
+        }
+        for (int32_t i = 0; i < row[2]; i++) {
+            const REAL *restrict from = weight + ((channel * slots + row[1] + i) * slots + column[1]) * made;
+            REAL *restrict to = total + ((row[0] + i) * (int64_t)edge->made_width + column[0]) * made;
+            const int64_t run = column[2] * made;
+            for (int64_t j = 0; j < run; j++) to[j] += size * from[j];
+        }
+    }
+    return sent;
+}
+
+/* Add the drive, fire, reset and leak; whether any neuron would fire again without a current. */
+#define FIRE(current, below)                                     \
+    for (int64_t i = 0; i < neurons; i++) {                      \
+        REAL x = (current);                                      \
+        const int32_t fired = (x >= threshold) - (below);        \
+        x -= reset * (REAL)fired;                                \
+        left |= (x >= threshold) | (below);                      \
+        potential[i] = x * leak;                                 \
+        spikes[i] = (int8_t)fired;                               \
+    }
+
+TARGET static int32_t NAME(fire)(REAL *restrict potential, const REAL *restrict drive, int8_t *restrict spikes, int64_t neurons, REAL threshold,
+                                 REAL reset, REAL leak, int32_t both) {
+    int32_t left = 0;
+    if (drive && both) FIRE(potential[i] + drive[i], (x <= -threshold))
+    else if (drive) FIRE(potential[i] + drive[i], 0)
+    else if (both) FIRE(potential[i], (x <= -threshold))
+    else FIRE(potential[i], 0)
+    return left;
+}
+#undef FIRE
+
+TARGET static void NAME(add_factored)(REAL *restrict potential, REAL *restrict arrived, const REAL *restrict factor, int64_t neurons) {
+    for (int64_t i = 0; i < neurons; i++) {
+        potential[i] += arrived[i] * factor[i];
+        arrived[i] = 0;
+    }
+}
+
+TARGET static void NAME(weigh)(REAL *restrict sum, const int8_t *restrict spikes, int64_t neurons, REAL leak) {
+    for (int64_t i = 0; i < neurons; i++) sum[i] = sum[i] * leak + (REAL)spikes[i];
+}
+
+TARGET static int NAME(stage)(const Layer *layers, int32_t n_layers, const Edge *edges, int32_t n_edges, double leak, int32_t both, int64_t first,
+                              int64_t last, int64_t steps) {
+    Workspace work;
+    if (!make_workspace(&work, layers, n_layers, edges, n_edges, sizeof(REAL))) {
+        free_workspace(&work, n_layers, n_edges);
+        return 1;
+    }
+    for (int64_t sample = first; sample < last; sample++) {
+        for (int32_t l = 0; l < n_layers; l++) {
+            work.length[2 * l] = 0;
+            work.length[2 * l + 1] = list_events(layers + l, layers[l].spikes + sample * layers[l].neurons, work.events[2 * l + 1], &work);
+            work.restless[l] = 1;
+        }
+        for (int64_t step = 0; step < steps; step++) {
+            const int now = step & 1, before = !now;
+            for (int32_t l = 0; l < n_layers; l++) {
+                const Layer *layer = layers + l;
+                const int64_t neurons = layer->neurons, offset = sample * neurons;
+                REAL *potential = (REAL *)layer->potential + offset;
+                int8_t *spikes = layer->spikes + offset;
+                int64_t arrived = 0;
+                for (int32_t e = 0; e < n_edges; e++) {
+                    const Edge *edge = edges + e;
+                    if (edge->target != l) continue;
+                    const int list = 2 * edge->source + (edge->late ? before : now);
+                    const REAL *amplitude = edge->amplitude ? (const REAL *)edge->amplitude + sample * layers[edge->source].neurons : NULL;
+                    REAL *total = edge->factor ? (REAL *)work.factored[e] : potential;
+                    const int64_t sent = NAME(scatter)(edge, work.events[list], work.length[list], amplitude, total);
+                    if (sent && edge->factor) NAME(add_factored)(potential, total, (const REAL *)edge->factor + offset, neurons);
+                    arrived += sent;
+                }
+                if (!arrived && !layer->drive && leak == 1 && !work.restless[l]) {
+                    /* nothing came and nothing is left above the threshold: this step changes no potential */
+                    clear_events(work.events[2 * l + before], work.length[2 * l + before], spikes);
+                    work.length[2 * l + now] = 0;
+                    continue;
+                }
+                const REAL *drive = layer->drive ? (const REAL *)layer->drive + sample * layer->drive_stride : NULL;
+                work.restless[l] = NAME(fire)(potential, drive, spikes, neurons, (REAL)layer->threshold, (REAL)layer->reset, (REAL)leak, both);
+                int32_t *events = work.events[2 * l + now];
+                const int64_t length = list_events(layer, spikes, events, &work);
+                work.length[2 * l + now] = length;
+                int32_t *count = layer->count + offset;
+                REAL *sum = (REAL *)layer->sum + offset;
+                for (int64_t k = 0; k < length; k++) count[events[k] < 0 ? ~events[k] : events[k]]++;
+                if (leak != 1) NAME(weigh)(sum, spikes, neurons, (REAL)leak);
+                else
+                    for (int64_t k = 0; k < length; k++) sum[events[k] < 0 ? ~events[k] : events[k]] += events[k] < 0 ? -1 : 1;
+            }
+        }
+    }
+    free_workspace(&work, n_layers, n_edges);
+    return 0;
+}
