@@ -9,7 +9,7 @@ From the paper (IDE, Xiao et al., NeurIPS 2021) and its code: the layers (3,709,
 connection, initial weights U(-1, 1) with each output's norm made 1, no bias at first, Broyden's method with threshold 30, 100 epochs of SGD with momentum, lr 0.05 times 0.1 after
 epochs 50 and 75, 400 batches of warm-up, batch 128, weight decay 5e-4, images padded by 4, cropped at random and mirrored.
 
-Ours: J uses the running statistics of batch normalisation, as the simulation does; the last 5,000 training images choose the checkpoint.
+Ours: J uses the running statistics of batch normalisation, as the simulation does.
 `--set network.neuron.leak=1` makes the paper's IF network.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from toolchain.augment import Augmentation
 from toolchain.config import Training
 from toolchain.layers import FeedbackSNN, Limited, Neuron, Normalize, Spectral
 from toolchain.layers.initial import unit_rows, zero_bias
@@ -35,7 +36,8 @@ TRAINING = Training(
     milestones=(50, 75),
     decay=0.1,
     warmup=400,
-    held_out=5000,
+    held_out=0,
+    augment=Augmentation(crop=4, flip=True),
     options={"solver": "broyden", "threshold": 30},
 )
 

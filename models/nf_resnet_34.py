@@ -12,7 +12,7 @@ grows by 0.2 squared a block and starts again at 1 where the size changes; a tra
 convolutions' initial weights from a normal distribution scaled by their outputs (Kaiming), no bias, the readout's weights 0, plain cross entropy, 100 epochs of SGD with momentum,
 lr 0.1 with a cosine schedule, batch 256, weight decay 2e-5, images cropped at random sizes to 224 x 224 and mirrored, inputs normalised by (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
 
-Ours: a gain learns from the trace of its spikes, as the weights before it do (from the spikes alone there); the last 10,000 training images choose the checkpoint.
+Ours: a gain learns from the trace of its spikes, as the weights before it do (from the spikes alone there).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRAINING = Training(
     momentum=0.9,
     weight_decay=2e-5,
     schedule="cosine",
-    held_out=10_000,
+    held_out=0,
     options={"loss_lambda": 0.0},
 )
 

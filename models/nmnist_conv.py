@@ -8,8 +8,7 @@ From the paper (IDE, Xiao et al., NeurIPS 2021) and its code: the layers with pa
 LIF neurons with leak 0.95, Vth 2, resting at 0, T 30, dropout 0.2 of both connections, initial weights U(-1, 1) with each output's norm made 1 and no bias,
 100 epochs of SGD with momentum, lr 0.05 times 0.1 after epochs 30, 60 and 90, batch 128, weight decay 5e-4. Batch normalisation of the input uses the statistics of the mean event.
 
-Ours: solver `iter` solves the system it is meant to solve (theirs ends at another one: --set train.options.solver=iter-compat); the last 5,000 training samples choose
-the checkpoint.
+Ours: solver `iter` solves the system it is meant to solve (theirs ends at another one: --set train.options.solver=iter-compat).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ TRAINING = Training(
     schedule="steps",
     milestones=(30, 60, 90),
     decay=0.1,
-    held_out=5000,
+    held_out=0,
     options={"solver": "iter", "threshold": 30},
 )
 

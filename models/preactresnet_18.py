@@ -11,7 +11,7 @@ at first, alpha 0.3, bound 0.0005, tau 1 and dt 0.05, T 20, convolutions' initia
 momentum, lr 0.1 with a cosine schedule, 400 batches of warm-up, batch 128, weight decay 5e-4, images padded by 4, cropped at random and mirrored. Its IF network: --set
 "network.trained_threshold={threshold: 6.0, alpha: 0.5, bound: 0.01, tau: null, dt: 0.05}". For T 5: threshold 0.6, alpha 0.5, bound 0.001, dt 0.1, lr 0.05.
 
-Ours: the last 5,000 training images choose the checkpoint.
+Ours: what is left over from full batches waits for the next epoch, where the authors train on a last, smaller batch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,23 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from toolchain.augment import Augmentation
 from toolchain.config import Training
 from toolchain.layers import FeedbackSNN, Normalize, TrainedThreshold
 
 METHOD = "dsr"
 
 TRAINING = Training(
-    dataset="cifar10", epochs=200, batch=128, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=400, held_out=5000
+    dataset="cifar10",
+    epochs=200,
+    batch=128,
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=5e-4,
+    schedule="cosine",
+    warmup=400,
+    held_out=0,
+    augment=Augmentation(crop=4, flip=True),
 )
 
 STAGES = ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1))

@@ -9,7 +9,7 @@ at first, alpha 0.3, bound 0.0005, tau 1 and dt 0.05, T 20 frames of equally man
 classifier's N(0, 0.01), no bias, 300 epochs of SGD with momentum, lr 0.05 with a cosine schedule, 400 batches of warm-up, batch 128, weight decay 5e-4, frames padded by 4 and cropped
 at random, dropout 0.1. Its IF network: --set "network.trained_threshold={threshold: 6.0, alpha: 0.5, bound: 0.01, tau: null, dt: 0.05}".
 
-Ours: dropout acts on the current that follows a layer, theirs on its spikes (one mask for all steps here, a mask a step there); the last 500 training samples choose the checkpoint.
+Ours: dropout acts on the current that follows a layer, theirs on its spikes (one mask for all steps here, a mask a step there).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from toolchain.augment import Augmentation
 from toolchain.config import Training
 from toolchain.layers import FeedbackSNN, TrainedThreshold
 from toolchain.layers.initial import zero_bias
@@ -24,7 +25,16 @@ from toolchain.layers.initial import zero_bias
 METHOD = "dsr"
 
 TRAINING = Training(
-    dataset="cifar10-dvs", epochs=300, batch=128, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=400, held_out=500
+    dataset="cifar10-dvs",
+    epochs=300,
+    batch=128,
+    lr=0.05,
+    momentum=0.9,
+    weight_decay=5e-4,
+    schedule="cosine",
+    warmup=400,
+    held_out=0,
+    augment=Augmentation(crop=4),
 )
 
 CLASSES = 10

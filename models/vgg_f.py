@@ -10,7 +10,7 @@ From the paper's code (OTTT, Xiao et al., NeurIPS 2022): the layers (9,569,508 p
 distribution scaled by their outputs (Kaiming), the readout's N(0, 0.01), the feedback's 0, no bias, a loss of 0.95 CE + 0.05 MSE, 300 epochs of SGD with momentum, lr 0.1 with a cosine
 schedule, batch 128, no weight decay, images padded by 4, cropped at random, cut out and mirrored. The paper's row is OTTT_O's: `--method ottt-o` learns at every step.
 
-Ours: the last 5,000 training images choose the checkpoint.
+Ours: what is left over from full batches waits for the next epoch, where the authors train on a last, smaller batch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from toolchain.augment import Augmentation
 from toolchain.config import Training
 from toolchain.layers import FeedbackSNN, Neuron, Normalize, Scale, Standardized
 from toolchain.layers.initial import zero_bias
@@ -32,7 +33,8 @@ TRAINING = Training(
     momentum=0.9,
     weight_decay=0.0,
     schedule="cosine",
-    held_out=5000,
+    held_out=0,
+    augment=Augmentation(crop=4, flip=True, cutout=0.5),
     options={"loss_lambda": 0.05},
 )
 

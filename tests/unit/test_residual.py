@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolchain import checkpoint
+from toolchain import checkpoint, native
 from toolchain.config import Config
 from toolchain.errors import UsageError
 from toolchain.layers import FeedbackSNN, Gain, Neuron, Scale, Standardized, TrainedThreshold, build, counts, describe
@@ -141,6 +141,16 @@ def test_every_spike_is_that_of_the_plain_loop(changes: dict[str, Any], norm: bo
     powers = model.leak ** torch.arange(STEPS - 1, -1, -1, dtype=torch.float64)
     mean = torch.tensordot(powers / powers.sum(), found.trains[3], 1)
     assert (mean - found.rates[3]).abs().max() < 1e-12
+
+
+def test_skips_between_neurons_run_on_the_native_kernel_too() -> None:
+    model = network(relays=(), skips=[(0, 3, nn.Identity()), (1, 3, conv(3, 3, 1))])
+    x, _ = batch(model, samples=3)
+    if native.missing() is None:
+        found = model.equilibrium(x, trace=True, kernel="native")
+        assert all(torch.equal(ours, theirs.to(torch.int8)) for ours, theirs in zip(found.trains, simulated(model, x, False), strict=True))
+    with pytest.raises(UsageError, match="the native kernel cannot run 'residual': it has relays"):
+        network().equilibrium(x, kernel="native")
 
 
 def test_a_relay_may_be_the_last_layer_and_is_no_neuron() -> None:
