@@ -128,7 +128,7 @@ def test_nf_resnet_34_counts_as_summed_by_hand() -> None:
     assert sum(found.multiply_adds.values()) == products + 512 * 49 + 512 * 1000
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_network_runs_and_learns_by_its_method(name: str) -> None:
     spec = models.get(name)
     model = spec.build(1)
