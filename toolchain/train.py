@@ -118,7 +118,7 @@ def _train(
         raise UsageError("the run folder has an empty name: give one with -o RUN")
     module = _module(model, chosen)
     gradients_of.fits(module)
-    _check_training(chosen)
+    _check_training(chosen, device)
     folder, first = Path(output), processes.rank() == 0
     if first:
         _check_folder(folder, chosen, resume=resume)
@@ -138,9 +138,15 @@ def _train(
         return run.outcome(devices.describe(device))
 
 
-def _check_training(chosen: Config) -> None:
+def _check_training(chosen: Config, device: torch.device) -> None:
     """UsageError for settings that no epoch could use."""
+    import torch
+
     settings = chosen.train
+    if settings.amp == "bf16":
+        methods.check_amp(chosen.method)
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            raise UsageError(f"'{devices.describe(device)}' has no bfloat16: leave train.amp off")
     metrics.check(settings.metrics)
     if settings.early_stop and not settings.held_out:
         raise UsageError(
@@ -342,7 +348,8 @@ class _Run:
                 group["lr"] = rate
             images, labels = learn.get(order[index * size : (index + 1) * size][own])
             images = augment.apply(images, self.config.train.augment, self.generator)
-            batch = self.method.gradients(self.module, images, labels, self.generator, self._step)
+            with self._precision():
+                batch = self.method.gradients(self.module, images, labels, self.generator, self._step)
             if not isfinite(batch.loss):
                 raise ToolchainError(
                     f"the loss is {batch.loss} in epoch {epoch}, batch {index + 1}: lower train.lr (it is {rate:.3g} there)"
@@ -351,6 +358,13 @@ class _Run:
             done.append(batch)
         self.module.eval()
         return done
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Where methods compute; no weight is cached in bfloat16, since an online method changes it within a batch."""
+        import torch
+
+        reduced = self.config.train.amp == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=reduced, cache_enabled=False)
 
     def _seed(self, epoch: int) -> int:
         """What the crops of images decoded in this epoch are drawn from."""

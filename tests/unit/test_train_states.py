@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from toolchain import data, metrics, models
+from toolchain import data, methods, metrics, models
 from toolchain.checkpoint import read
 from toolchain.config import Training
 from toolchain.data.dataset import LazyImages
 from toolchain.errors import ArtifactError, UsageError
-from toolchain.layers import Limited, Spectral, describe
+from toolchain.layers import FeedbackSNN, Limited, Neuron, Spectral, Standardized, describe
 from toolchain.train import train
 
 training = sys.modules["toolchain.train"]  # `toolchain.train` is the function
@@ -176,7 +176,7 @@ def test_tensorboard_is_written_or_its_absence_said_before_the_run(tmp_path: Pat
     monkeypatch.setitem(globals(), "SummaryWriter", SummaryWriter)
     train("digits-fc", settings=settings, output=tmp_path / "run", device="cpu")
     assert [(epoch, value) for name, value, epoch in written if name == "loss"] == [
-        (l["epoch"], l["loss"]) for l in lines(tmp_path / "run")
+        (line["epoch"], line["loss"]) for line in lines(tmp_path / "run")
     ]
     assert {"forward_rate/0", "feedback_rate/0", "held_out_accuracy", "lr"} <= {name for name, _, _ in written}
 
@@ -218,6 +218,50 @@ def test_a_data_set_may_have_defaults_of_its_own(tmp_path: Path, monkeypatch: py
     path.write_text("model: digits-fc\ntrain: {dataset: digits, lr: 0.5}\nnetwork: {time_steps: 3, feedback_steps: 3}")
     train(path, output=tmp_path / "file", device="cpu")
     assert read(tmp_path / "file" / "last.safetensors").about.config.train == Training(dataset="digits", epochs=1, lr=0.5, held_out=100)
+
+
+def online() -> FeedbackSNN:
+    """64-20-20-10 for OTTT, whose layers all fire."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(64, 20), Standardized(torch.nn.Linear(20, 20)), torch.nn.Linear(20, 10)]
+    with torch.no_grad():
+        layers[0].weight.mul_(3)
+        layers[1].gain.mul_(2)
+    shape = {"input": layers[0], "hidden": [layers[1]], "readout": layers[2]}
+    neuron = Neuron(1.0, 0.0, leak=0.5)
+    return FeedbackSNN(name="small", input_shape=(1, 8, 8), neuron=neuron, time_steps=6, weighted_readout=False, **shape)
+
+
+@pytest.mark.parametrize("method", ["ottt-a", "ottt-o"])
+def test_bfloat16_rounds_gradients_and_never_a_spike(method: str) -> None:
+    digits = data.load("digits")
+    x, y = torch.from_numpy(digits.images[:64]), torch.from_numpy(digits.labels[:64])
+    found = []
+    for reduced in (False, True):
+        model, made = online(), methods.get(method)
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced, cache_enabled=False):
+            # the optimiser that is never stepped lets every time step see the same weights
+            batch = made.gradients(model, x, y, torch.Generator(), lambda: None)
+        assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
+        found.append((batch, {name: p.grad for name, p in model.named_parameters()}))
+    (exact, true), (rounded, rough) = found
+    assert rounded.forward_rates == exact.forward_rates
+    assert (rounded.loss, rounded.correct) == (exact.loss, exact.correct)
+    for name, grad in true.items():
+        cosine = torch.nn.functional.cosine_similarity(grad.flatten(), rough[name].flatten(), dim=0)
+        assert cosine > 0.999, name
+    assert any(not torch.equal(grad, rough[name]) for name, grad in true.items())
+
+
+def test_bfloat16_is_refused_by_name_where_it_is_unsound(tmp_path: Path) -> None:
+    settings = {"train.amp": "bf16", "train.dataset": "digits", "train.held_out": 200, "train.epochs": 1}
+    with pytest.raises(UsageError, match="method 'spide' needs float32, since its feedback stage counts"):
+        train("digits-fc", settings=settings, output=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+    assert set(methods.FLOAT32) | {"ottt-a", "ottt-o"} == set(methods.NAMES)
+    outcome = train(online(), method="ottt-o", settings=settings, output=tmp_path / "run", device="cpu")
+    assert outcome.held_out_accuracy is not None
+    assert outcome.held_out_accuracy > 0.2
 
 
 @pytest.mark.cuda
