@@ -65,6 +65,11 @@ class Spec:
         """How it is trained by default."""
         return cast("Training", import_module(f"toolchain.models.{self.module}").TRAINING)
 
+    def training_on(self, dataset: str | None) -> Training:
+        """How it is trained on `dataset`: the file's TRAINING_ON where it has an entry, else `training`, whatever its data set."""
+        found = getattr(import_module(f"toolchain.models.{self.module}"), "TRAINING_ON", {})
+        return cast("Training", found.get(dataset, self.training))
+
     @property
     def method(self) -> str:
         """The method that trains it by default."""

@@ -33,6 +33,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     augment        what training images go through, as {crop: 4, flip: true} (see `augment.Augmentation`)
     early_stop     epochs in a row without a better accuracy on the held-out images after which the run ends; 0 never
     metrics        files beside metrics.jsonl, which is always written: csv (metrics.csv), tensorboard (the folder tensorboard)
+    amp            bf16 computes the products of gradients alone in bfloat16, where the method allows it; spikes are always those of float32
     scale_factor   what SPIDE multiplies the loss by, "auto", or null for the network's own; the gradient is divided by it again
     options        settings of the method's own, as {solver: iter} for ide or {loss_lambda: 0.001} for ottt-a
     """
@@ -52,6 +53,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     augment: Augmentation = Augmentation()
     early_stop: Annotated[int, msgspec.Meta(ge=0)] = 0
     metrics: tuple[Literal["jsonl", "csv", "tensorboard"], ...] = ("jsonl",)
+    amp: Literal["off", "bf16"] = "off"
     scale_factor: Union[Positive, Literal["auto"], None] = None
     options: dict[str, Union[bool, int, float, str]] = {}
 

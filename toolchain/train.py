@@ -118,7 +118,7 @@ def _train(
         raise UsageError("the run folder has an empty name: give one with -o RUN")
     module = _module(model, chosen)
     gradients_of.fits(module)
-    _check_training(chosen)
+    _check_training(chosen, device)
     folder, first = Path(output), processes.rank() == 0
     if first:
         _check_folder(folder, chosen, resume=resume)
@@ -138,9 +138,15 @@ def _train(
         return run.outcome(devices.describe(device))
 
 
-def _check_training(chosen: Config) -> None:
+def _check_training(chosen: Config, device: torch.device) -> None:
     """UsageError for settings that no epoch could use."""
+    import torch
+
     settings = chosen.train
+    if settings.amp == "bf16":
+        methods.check_amp(chosen.method)
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            raise UsageError(f"'{devices.describe(device)}' has no bfloat16: leave train.amp off")
     metrics.check(settings.metrics)
     if settings.early_stop and not settings.held_out:
         raise UsageError(
@@ -151,12 +157,12 @@ def _check_training(chosen: Config) -> None:
 def _config(
     model: Union[str, os.PathLike[str], FeedbackSNN], flags: Mapping[str, Any], settings: Union[Mapping[str, Any], Sequence[str], None]
 ) -> Config:
-    """The resolved config: the model's defaults, then the file, then flags, then settings."""
-    base = _base(model)
-    base = config.with_settings(base, {name: value for name, value in flags.items() if value is not None}, "flags")
+    """The resolved config: the model's defaults on the data set asked for, then the file, then flags, then settings."""
     changes = settings if isinstance(settings, Mapping) else config.assignments(settings or [])
     if any(name.split(".")[0] == "model" for name in changes):
         raise UsageError("'model' is no setting: name the network to train instead, as in `toolchain train mnist-fc -o RUN`")
+    base = _base(model, changes.get("train.dataset", flags.get("train.dataset")))
+    base = config.with_settings(base, {name: value for name, value in flags.items() if value is not None}, "flags")
     resolved = config.with_settings(base, changes)
     network.check(resolved.network)
     if isinstance(model, (str, os.PathLike)) or resolved.network == base.network:
@@ -164,14 +170,14 @@ def _config(
     raise UsageError("a module's network settings are its own: change the module, and use --set for train.* only")
 
 
-def _base(model: Union[str, os.PathLike[str], FeedbackSNN]) -> Config:
+def _base(model: Union[str, os.PathLike[str], FeedbackSNN], dataset: object) -> Config:
     from toolchain.layers import describe
 
     if not isinstance(model, (str, os.PathLike)):
         return Config(network=describe(model), model=model.name)
     name = os.fspath(model)
     if name in models.names():
-        return _catalogued(name)
+        return _catalogued(name, dataset)
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(f"'{name}' is neither a network ({', '.join(models.names())}) nor a CONFIG.yaml: give one of them")
@@ -182,14 +188,17 @@ def _base(model: Union[str, os.PathLike[str], FeedbackSNN]) -> Config:
         return config.resolve({}, {"model": "", **written}, where)
     if "model" not in written:
         raise UsageError(f"{where} names no model and describes no network: add 'model: mnist-fc' or a network section with a name")
-    return config.resolve(config.plain(_catalogued(str(written["model"]))), written, where)
+    training = written.get("train")
+    named = training.get("dataset") if isinstance(training, Mapping) else None
+    return config.resolve(config.plain(_catalogued(str(written["model"]), dataset or named)), written, where)
 
 
-def _catalogued(name: str) -> Config:
+def _catalogued(name: str, dataset: object) -> Config:
     from toolchain.layers import describe
 
     spec = models.get(name)
-    return Config(network=describe(spec.build()), train=spec.training, model=name, method=spec.method)
+    training = spec.training_on(dataset if isinstance(dataset, str) else None)
+    return Config(network=describe(spec.build()), train=training, model=name, method=spec.method)
 
 
 def _module(model: Union[str, os.PathLike[str], FeedbackSNN], chosen: Config) -> FeedbackSNN:
@@ -339,7 +348,8 @@ class _Run:
                 group["lr"] = rate
             images, labels = learn.get(order[index * size : (index + 1) * size][own])
             images = augment.apply(images, self.config.train.augment, self.generator)
-            batch = self.method.gradients(self.module, images, labels, self.generator, self._step)
+            with self._precision():
+                batch = self.method.gradients(self.module, images, labels, self.generator, self._step)
             if not isfinite(batch.loss):
                 raise ToolchainError(
                     f"the loss is {batch.loss} in epoch {epoch}, batch {index + 1}: lower train.lr (it is {rate:.3g} there)"
@@ -348,6 +358,13 @@ class _Run:
             done.append(batch)
         self.module.eval()
         return done
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Where methods compute; no weight is cached in bfloat16, since an online method changes it within a batch."""
+        import torch
+
+        reduced = self.config.train.amp == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=reduced, cache_enabled=False)
 
     def _seed(self, epoch: int) -> int:
         """What the crops of images decoded in this epoch are drawn from."""

@@ -71,6 +71,22 @@ FILES = {
 NAMES = tuple(FILES)
 
 
+FLOAT32 = {
+    "ide": "its implicit equation multiplies rounding",
+    "spide": "its feedback stage counts the spikes that sums of currents make",
+    "dsr": "the products that make its gradients make its spikes",
+    "saf-e": "the products that make its gradients make its spikes",
+    "saf-f": "rounding would decide which of its clipped rates pass a gradient on",
+}
+"""Why a method is not trained with products in bfloat16; measured in docs/training.md. OTTT computes the current of spikes apart from that of traces."""
+
+
+def check_amp(name: str) -> None:
+    """UsageError where the method must not meet bfloat16."""
+    if name in FLOAT32:
+        raise UsageError(f"method '{name}' needs float32, since {FLOAT32[name]}: leave train.amp off (ottt-a and ottt-o take it)")
+
+
 def get(name: str, scale_factor: Union[float, str] = 1.0, options: Mapping[str, Any] | None = None) -> Method:
     """The method called `name`, `options` being settings of its own; UsageError lists what there is. Only SPIDE has a scale factor."""
     if name not in FILES:

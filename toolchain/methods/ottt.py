@@ -64,11 +64,15 @@ def replace(gradient: Tensor, value: Tensor) -> Tensor:
 
 
 def traced_current(module: nn.Module, spikes: Tensor, trace: Tensor, where: str) -> Tensor:
-    """The current of `spikes`; parameters get the gradient they would have for `trace`, spikes that of the connection."""
-    if trace is spikes:
-        return current(module, spikes, where)
-    with torch.no_grad():
-        value = current(module, spikes, where)
+    """The current of `spikes`; parameters get the gradient they would have for `trace`, spikes that of the connection.
+
+    Within torch.autocast, what a connection makes of the trace is rounded, and with it the gradient, but never the current that spikes come from.
+    """
+    with torch.autocast(spikes.device.type, enabled=False):
+        if trace is spikes:
+            return current(module, spikes, where)
+        with torch.no_grad():
+            value = current(module, spikes, where)
     return replace(current(module, replace(spikes, trace), where), value)
 
 
