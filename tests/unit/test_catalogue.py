@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import msgspec
 import pytest
 import torch
@@ -151,6 +153,17 @@ def test_every_network_runs_and_learns_by_its_method(name: str) -> None:
     assert 0 < batch.forward_rate <= 1
     end = model.hidden[-1] if model.readout is None else model.readout
     assert max(float(parameter.grad.abs().max()) for parameter in end.parameters()) > 0
+
+
+def test_the_if_network_of_dsr_starts_from_its_own_thresholds() -> None:
+    """The setting that preactresnet_18.py names: other neurons, the same initial weights."""
+    train = import_module("toolchain.train")
+    setting = "network.trained_threshold={threshold: 6.0, alpha: 0.5, bound: 0.01, tau: null, dt: 0.05}"
+    chosen = train._config("preactresnet-18", {}, [setting])
+    module = train._module("preactresnet-18", chosen)
+    assert {float(threshold) for threshold in module.thresholds} == {6.0}
+    assert module.leak == 1
+    assert torch.equal(module.input.weight, models.get("preactresnet-18").build().input.weight)
 
 
 def test_descriptions_survive_a_config() -> None:
