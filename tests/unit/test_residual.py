@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolchain import checkpoint, native
+import toolchain
+from toolchain import checkpoint, data, native
 from toolchain.config import Config
 from toolchain.errors import UsageError
 from toolchain.layers import FeedbackSNN, Gain, Neuron, Scale, Standardized, TrainedThreshold, build, counts, describe
@@ -420,3 +421,16 @@ def test_standardised_branches_start_silent() -> None:
     found = model.equilibrium(x, trace=True)
     assert torch.equal(found.trains[3], found.trains[0])
     assert float(ottt.run(model, x, y).gradients["hidden.2.2.gain"].abs()) > 0
+
+
+def test_target_torch_counts_the_spikes_of_neurons_only() -> None:
+    model = (
+        network(input_shape=(1, 8, 8), input=nn.Conv2d(1, 3, 3, 2, 1), skips=[(0, 3, nn.Identity())], readout=nn.Linear(6, 10))
+        .float()
+        .eval()
+    )
+    done = toolchain.deploy(model, target="torch", dataset="digits", samples=20)
+    assert list(done.rates) == ["hidden2", "hidden3", "hidden5", "hidden6"]
+    images = torch.from_numpy(data.load("digits", samples=20).images)
+    found = model.equilibrium(images)
+    assert done.spikes_per_sample * 20 == sum(int(found.counts[layer].sum()) for layer in (1, 2, 4, 5))
