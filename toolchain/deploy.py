@@ -195,7 +195,7 @@ def _module_alone(source: Source, chosen: Target, asked: str, dataset: data.Data
         correct=correct,
         accuracy=correct / len(predicted),
         time_steps=module.time_steps,
-        timing="exact",
+        timing="step",
         startup_seconds=ready - began,
         seconds=done - ready,
         samples_per_second=len(predicted) / (done - ready),

@@ -48,6 +48,9 @@ __all__ = [
 CLIPPED_SHARE = 0.001
 """The automatic scale factor is half the largest at which this share of couples clips."""
 
+FIRST_TRIALS = 4
+"""Feedback stages that find the automatic scale factor on the first batch; each can halve the factor of a batch that clips, or raise it by far."""
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -253,13 +256,15 @@ class Spide:
     """SPIDE as a training method. `scale_factor` brings the error into the couples' resolution, Vb / T_B << |g| < Ab.
 
     "auto" keeps it at half the largest factor at which 0.1 % of the couples clip: beta is linear in the factor, so that quantile of |beta| tells
-    how far it may grow; smoothed over about 20 batches.
+    how far it may grow; found on the first batch, then smoothed over about 20 batches. `leak_back`: leaky neurons leak in the feedback stage, too.
+    `kernel` says what runs both stages (see `layers.events`).
     """
 
     def __init__(self, scale_factor: float | str, leak_back: bool = True, kernel: Kernel = "auto") -> None:
-        self.leak_back, self.kernel = leak_back, kernel
         self.automatic = scale_factor == "auto"
-        self.scale_factor = 1.0 if self.automatic else float(scale_factor)
+        self.scale_factor = 0.0 if self.automatic else float(scale_factor)
+        self.used = self.scale_factor
+        self.leak_back, self.kernel = leak_back, kernel
 
     def fits(self, model: FeedbackSNN) -> None:
         fits(model)
@@ -268,26 +273,48 @@ class Spide:
         self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
     ) -> Batch:
         dropout = dropout_factors(model, len(images), generator)
+        if self.scale_factor == 0:
+            self.scale_factor = self._first(model, images, labels, dropout)
         done = run(model, images, labels, self.scale_factor, dropout=dropout, leak_back=self.leak_back, kernel=self.kernel)
+        self.used = self.scale_factor
         for name, parameter in model.named_parameters():
             parameter.grad = done.gradients[name] / self.scale_factor
         if self.automatic:
-            self._adapt(model, done)
+            self.scale_factor = _bounded(self.scale_factor**0.95 * _wanted(model, done.feedback, self.scale_factor) ** 0.05)
         return _batch(model, done, labels)
 
-    def _adapt(self, model: FeedbackSNN, done: Pass) -> None:
-        magnitudes = torch.cat([beta.abs().flatten() for beta in done.feedback.beta])
-        above = int(len(magnitudes) * processes.size() * CLIPPED_SHARE)
-        extreme = processes.kth_largest(magnitudes, above + 1)
-        floor = model.neuron.reset_back / model.feedback_steps
-        wanted = 0.5 * self.scale_factor * model.neuron.reset_back / max(extreme, floor)
-        self.scale_factor = float(min(max(self.scale_factor**0.95 * wanted**0.05, 1.0), 1e5))
+    def _first(self, model: FeedbackSNN, images: Tensor, labels: Tensor, dropout: Mapping[str, Tensor]) -> float:
+        """The automatic factor of a first batch, from the largest error that cannot clip by itself."""
+        fits(model)
+        forward = forward_stage(model, images, dropout=dropout, kernel=self.kernel)
+        error = readout_error(model, forward.equilibrium.rates[-1], labels, 1.0).error
+        largest = processes.kth_largest(error.abs().flatten(), 1)
+        if not 0 < largest < float("inf"):
+            return 1.0
+        factor = _bounded(0.5 * model.neuron.reset_back / largest)
+        for _ in range(FIRST_TRIALS):
+            feedback = feedback_stage(model, forward, error * factor, leak_back=self.leak_back, kernel=self.kernel)
+            factor = _bounded(_wanted(model, feedback, factor))
+        return factor
 
     def state(self) -> dict[str, float]:
         return {"scale_factor": self.scale_factor}
 
     def restore(self, state: dict[str, float]) -> None:
         self.scale_factor = state["scale_factor"]
+
+
+def _wanted(model: FeedbackSNN, feedback: Feedback, factor: float) -> float:
+    """Half the factor at which CLIPPED_SHARE of the couples of a batch would clip, as far as those of `factor` tell."""
+    magnitudes = torch.cat([beta.abs().flatten() for beta in feedback.beta])
+    above = int(len(magnitudes) * processes.size() * CLIPPED_SHARE)
+    extreme = processes.kth_largest(magnitudes, above + 1)
+    floor = model.neuron.reset_back / model.feedback_steps
+    return 0.5 * factor * model.neuron.reset_back / max(extreme, floor)
+
+
+def _bounded(factor: float) -> float:
+    return min(max(factor, 1.0), 1e5)
 
 
 def _batch(model: FeedbackSNN, done: Pass, labels: Tensor) -> Batch:
