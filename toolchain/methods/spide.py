@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -168,7 +169,7 @@ def _torch_steps(model: FeedbackSNN, maps: Mapping[str, Map], forward: Forward, 
     if error.device.type == "cpu":
         order = strongest.argsort(descending=True)
         awake = order[~(strongest[order] * model.feedback_steps < SURELY_SILENT * neuron.threshold_back)]
-        pieces = awake.split(max(1, AT_ONCE // sum(gate[0].numel() for gate in gates)))
+        pieces = torch.split(awake, max(1, AT_ONCE // sum(prod(shape) for shape in model.layer_shapes())))
     weighted = tuple(torch.zeros_like(gate) for gate in gates)
     activity = tuple(torch.zeros_like(gate, dtype=torch.int32) for gate in gates)
     trains = (
