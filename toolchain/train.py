@@ -102,7 +102,7 @@ def train(
     """
     with processes.together(device):
         flags = {"method": method, "seed": seed, "train.dataset": dataset, "train.epochs": epochs}
-        return _train(model, _config(model, flags, settings), devices.pick(device), resume, output, data_dir)
+        return _train(model, configure(model, flags, settings), devices.pick(device), resume, output, data_dir)
 
 
 def _train(
@@ -154,7 +154,7 @@ def _check_training(chosen: Config, device: torch.device) -> None:
         )
 
 
-def _config(
+def configure(
     model: Union[str, os.PathLike[str], FeedbackSNN], flags: Mapping[str, Any], settings: Union[Mapping[str, Any], Sequence[str], None]
 ) -> Config:
     """The resolved config: the model's defaults on the data set asked for, then the file, then flags, then settings."""

@@ -252,3 +252,18 @@ def test_parts_that_contradict_each_other_never_reach_the_kernel() -> None:
         stage(Current(0, 1, step, factor=torch.ones(2, 5, 9, 8)))
     with pytest.raises(ToolchainError, match="3 samples"):
         stage().drive(0, torch.ones(3, 3, 9, 9))
+
+
+def test_torch_leaves_out_samples_that_cannot_fire_and_goes_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = convolutions()
+    forward = spide.forward_stage(model, images((6, 2, 7, 7)), kernel="torch")
+    error = images((6, 9)) * torch.tensor([8.0, 1 / 256, 0.0, 2.0, 1 / 64, 8.0], dtype=torch.float64).unsqueeze(1)
+    found = spide.feedback_stage(model, forward, error, trace=True, kernel="torch")
+    monkeypatch.setattr(spide, "AT_ONCE", 1)
+    monkeypatch.setattr(spide, "SURELY_SILENT", 0.0)
+    whole = spide.feedback_stage(model, forward, error, trace=True, kernel="torch")
+    assert whole.trains[-1].any(0).flatten(1).any(1).tolist() == [True, False, False, True, True, True]
+    for layer in range(model.layers):
+        assert torch.equal(found.trains[layer], whole.trains[layer])
+        assert torch.equal(found.beta[layer], whole.beta[layer])
+        assert torch.equal(found.activity[layer], whole.activity[layer])

@@ -265,7 +265,6 @@ def test_bfloat16_is_refused_by_name_where_it_is_unsound(tmp_path: Path) -> None
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_gpu_trains_and_resumes(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {**SHORT, **EVERYTHING, "train.optimizer": optimizer}

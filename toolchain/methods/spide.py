@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -47,6 +48,12 @@ __all__ = [
 
 CLIPPED_SHARE = 0.001
 """The automatic scale factor is half the largest at which this share of couples clips."""
+
+SURELY_SILENT = 0.99
+"""Of the threshold: what T_B equal currents may add up to without firing, however their sum is rounded."""
+
+AT_ONCE = 300_000
+"""Neurons whose feedback steps torch runs together on a CPU: their state fits the second-level cache or nearly so."""
 
 FIRST_TRIALS = 4
 """Feedback stages that find the automatic scale factor on the first batch; each can halve the factor of a batch that clips, or raise it by far."""
@@ -115,12 +122,12 @@ def feedback_stage(
         beta=beta,
         activity=activity,
         clipped=tuple(b.abs() >= CLIPPED_FROM * model.neuron.reset_back for b in beta),
-        trains=tuple(torch.stack(train) for train in trains) if trace else (),
+        trains=trains,
     )
 
 
-Steps = tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[list[Tensor]]]
-"""(Leak-weighted) sums of signed spikes, spikes of either sign as int32, and trains, a layer each."""
+Steps = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
+"""(Leak-weighted) sums of signed spikes, spikes of either sign as int32, and trains where they were asked for, a layer each."""
 
 
 def _native_steps(model: FeedbackSNN, maps: Mapping[str, Map], forward: Forward, error: Tensor, leak: float, trace: bool) -> Steps:
@@ -147,44 +154,92 @@ def _native_steps(model: FeedbackSNN, maps: Mapping[str, Map], forward: Forward,
     weighted, activity = (
         tuple(stage.unpacked(values[last - layer], last - layer) for layer in range(model.layers)) for values in (stage.sums, stage.counts)
     )
-    return weighted, activity, trains
+    return weighted, activity, tuple(torch.stack(train) for train in trains) if trace else ()
 
 
 def _torch_steps(model: FeedbackSNN, maps: Mapping[str, Map], forward: Forward, error: Tensor, leak: float, trace: bool) -> Steps:
-    """The feedback steps in torch, all samples at once."""
-    neuron, rates = model.neuron, forward.equilibrium.rates
+    """The feedback steps in torch, on a CPU some samples at a time, so that their potentials stay in the cache.
+
+    A sample whose error could not make one couple fire in all T_B steps stays silent, as nothing else drives it: it is left out, exactly.
+    """
+    neuron = model.neuron
     gates = [mask * (neuron.reset_back / neuron.reset) for mask in forward.masks]
-    potentials = [torch.zeros_like(rate) for rate in rates]
+    strongest = error.flatten(1).abs().amax(1)
+    pieces: tuple[Tensor, ...] = (torch.arange(len(error), device=error.device),)
+    if error.device.type == "cpu":
+        order = strongest.argsort(descending=True)
+        awake = order[~(strongest[order] * model.feedback_steps < SURELY_SILENT * neuron.threshold_back)]
+        pieces = torch.split(awake, max(1, AT_ONCE // sum(prod(shape) for shape in model.layer_shapes())))
+    weighted = tuple(torch.zeros_like(gate) for gate in gates)
+    activity = tuple(torch.zeros_like(gate, dtype=torch.int32) for gate in gates)
+    trains = (
+        tuple(torch.zeros((model.feedback_steps, *gate.shape), dtype=torch.int8, device=gate.device) for gate in gates) if trace else ()
+    )
+    for rows in pieces:
+        if len(rows) == 0:
+            continue
+        dropout = {name: factor[rows] for name, factor in forward.dropout.items()}
+        sums, spikes, fired = _torch_piece(model, maps, [gate[rows] for gate in gates], dropout, error[rows], leak, trace)
+        for layer in range(model.layers):
+            weighted[layer][rows], activity[layer][rows] = sums[layer], spikes[layer].to(torch.int32)
+            if trace:
+                trains[layer][:, rows] = torch.stack(fired[layer])
+    return weighted, activity, trains
+
+
+def _torch_piece(
+    model: FeedbackSNN,
+    maps: Mapping[str, Map],
+    gates: list[Tensor],
+    dropout: Mapping[str, Tensor],
+    error: Tensor,
+    leak: float,
+    trace: bool,
+) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+    """Sums, activity and trains of some samples. Where nothing fires nothing is multiplied; without leak a layer that nothing reaches does not move."""
+    neuron, last = model.neuron, model.layers - 1
+    potentials = [torch.zeros_like(gate) for gate in gates]
     spikes, below = [torch.zeros_like(p) for p in potentials], [torch.zeros_like(p) for p in potentials]
     sent, previous = [[torch.zeros_like(p) for p in potentials] for _ in range(2)]
     weighted = [torch.zeros_like(p) for p in potentials]
     activity = [torch.zeros_like(p) for p in potentials]
     trains: list[list[Tensor]] = [[] for _ in potentials]
-    last = model.layers - 1
-    for step in range(model.feedback_steps):
+    on_cpu = error.device.type == "cpu"  # elsewhere asking whether anything fired would wait for the device at every step
+    fires, fired = [False] * len(gates), [False] * len(gates)
+    for _ in range(model.feedback_steps):
         sent, previous = previous, sent
+        fires, fired = [False] * len(gates), fires
         for layer in range(last, -1, -1):
             potential, spike = potentials[layer], spikes[layer]
+            moved = layer == last or leak < 1 or fired[layer]
             if layer == last:
                 potential += error
-            else:
-                _add_transposed(maps, f"hidden.{layer}", potential, sent[layer + 1], forward.dropout)
+            elif fires[layer + 1]:
+                _add_transposed(maps, f"hidden.{layer}", potential, sent[layer + 1], dropout)
+                moved = True
             for index, (source, target) in enumerate(model.loops):
-                if source == layer and step > 0:
-                    _add_transposed(maps, f"feedback.{index}", potential, previous[target], forward.dropout)
-            torch.ge(potential, neuron.threshold_back, out=spike)
-            torch.le(potential, -neuron.threshold_back, out=below[layer])
-            activity[layer].add_(spike).add_(below[layer])
-            spike -= below[layer]
-            potential.sub_(spike, alpha=neuron.reset_back)
-            torch.mul(spike, gates[layer], out=sent[layer])
+                if source == layer and fired[target]:
+                    _add_transposed(maps, f"feedback.{index}", potential, previous[target], dropout)
+                    moved = True
+            if not moved:
+                spike.zero_()
+            else:
+                torch.ge(potential, neuron.threshold_back, out=spike)
+                torch.le(potential, -neuron.threshold_back, out=below[layer])
+                spike -= below[layer]
+                fires[layer] = not on_cpu or bool(spike.any())
+                if fires[layer]:
+                    potential.sub_(spike, alpha=neuron.reset_back)
+                    activity[layer] += spike.abs()
+                torch.mul(spike, gates[layer], out=sent[layer])
             if leak < 1:
                 potential *= leak
                 weighted[layer] *= leak
-            weighted[layer] += spike
+            if fires[layer]:
+                weighted[layer] += spike
             if trace:
                 trains[layer].append(spike.to(torch.int8))
-    return tuple(weighted), tuple(a.to(torch.int32) for a in activity), trains
+    return weighted, activity, trains
 
 
 def _add_transposed(maps: Mapping[str, Map], name: str, total: Tensor, spikes: Tensor, dropout: Mapping[str, Tensor]) -> None:
