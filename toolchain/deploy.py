@@ -179,8 +179,8 @@ def _module_alone(source: Source, chosen: Target, asked: str, dataset: data.Data
             images = torch.from_numpy(np.ascontiguousarray(dataset.images[start : start + size]))
             found = module.equilibrium(images.to(next(module.parameters()).device))
             scores.append(module.logits(module.readout_rates(found)).double().cpu().numpy())
-            rates.append([rate.double().cpu().numpy() for rate in found.rates])
-            spikes += int(sum(int(count.sum()) for count in found.counts))
+            rates.append([found.rates[layer].double().cpu().numpy() for layer in module.spiking])
+            spikes += sum(int(found.counts[layer].sum()) for layer in module.spiking)
     done = time.perf_counter()
     logits = np.concatenate(scores)
     predicted = np.asarray(logits.argmax(axis=1), np.int64)
@@ -207,7 +207,7 @@ def _module_alone(source: Source, chosen: Target, asked: str, dataset: data.Data
         predictions=predicted,
         labels=np.asarray(dataset.labels, np.int64),
         logits=logits,
-        rates={f"hidden{layer + 1}": np.concatenate(parts) for layer, parts in enumerate(zip(*rates, strict=True))},
+        rates={f"hidden{layer + 1}": np.concatenate(parts) for layer, parts in zip(module.spiking, zip(*rates, strict=True), strict=True)},
     )
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from toolchain import ir
 from toolchain.errors import GraphError
 from toolchain.ir import Array, Bias, Drive, Dynamics, Graph, Phase, Population, Provenance, Scale, Synapse, Units, frozen
-from toolchain.layers import FeedbackSNN, Normalize
+from toolchain.layers import FeedbackSNN, Normalize, connections
+from toolchain.network import has_bias
 
 Lowered = Callable[[Any, str], tuple[ir.Op, ...]]
 
@@ -70,6 +71,14 @@ def not_compiled(model: FeedbackSNN) -> str | None:
         return f"the neurons of '{model.name}' have trained thresholds (DSR), which are not compiled yet: use couples (network.neuron)"
     if model.readout is None:
         return f"'{model.name}' has no readout, which is not compiled yet: end it with a Linear"
+    for layer in model.relays:
+        return f"layer {layer} of '{model.name}' is a relay, which is not compiled yet: use layers of neurons"
+    for index, (source, target) in enumerate(model.shortcuts):
+        start = "the input" if source is None else f"layer {source}"
+        return f"skip {index} of '{model.name}' leads from {start} to layer {target}, which is not compiled yet: leave it out"
+    for index, module in enumerate(model.feedback):
+        if has_bias(connections.describe(module, f"feedback {index}")):
+            return f"feedback {index} of '{model.name}' has a bias, which is not compiled yet: give bias to the forward connections only"
     for name, module in _modules(model).items():
         if type(module) not in OPERATIONS:
             kinds = " or ".join(kind.__name__ for kind in OPERATIONS)

@@ -115,9 +115,25 @@ class ConvTranspose2d(msgspec.Struct, frozen=True, tag="conv-transpose2d", tag_f
 
 
 class AvgPool2d(msgspec.Struct, frozen=True, tag="avg-pool2d", tag_field="type", forbid_unknown_fields=True):
-    """Means over squares of `kernel` x `kernel`. As a whole connection it makes a spiking pooling layer (LeNet)."""
+    """Means over squares of `kernel` x `kernel`, side by side unless `stride` says otherwise; `padding` zeros around the image count in the means.
+
+    As a whole connection it makes a spiking pooling layer (LeNet).
+    """
 
     kernel: Count
+    stride: Union[Count, None] = None
+    padding: Size = 0
+
+    @property
+    def step(self) -> int:
+        """From one square to the next."""
+        return self.kernel if self.stride is None else self.stride
+
+
+class AdaptiveAvgPool2d(msgspec.Struct, frozen=True, tag="adaptive-avg-pool2d", tag_field="type", forbid_unknown_fields=True):
+    """Means that leave an image of `size` x `size`, whatever the source's size: value i covers floor(i n / size) to ceil((i + 1) n / size) of n."""
+
+    size: Count
 
 
 class Upsample(msgspec.Struct, frozen=True, tag="upsample", tag_field="type", forbid_unknown_fields=True):
@@ -132,6 +148,16 @@ class Scale(msgspec.Struct, frozen=True, tag="scale", tag_field="type", forbid_u
     factor: float
 
 
+class Gain(msgspec.Struct, frozen=True, tag="gain", tag_field="type", forbid_unknown_fields=True):
+    """Values times one trained number, at first `start` (skip-init's 0 in normaliser-free residual networks)."""
+
+    start: float = 0.0
+
+
+class Identity(msgspec.Struct, frozen=True, tag="identity", tag_field="type", forbid_unknown_fields=True):
+    """Values as they are: the plain skip of a residual stream."""
+
+
 class BatchNorm(msgspec.Struct, frozen=True, tag="batch-norm", tag_field="type", forbid_unknown_fields=True):
     """Batch normalisation of `features` channels (images) or values; simulations use the running statistics."""
 
@@ -141,7 +167,7 @@ class BatchNorm(msgspec.Struct, frozen=True, tag="batch-norm", tag_field="type",
     momentum: float = 0.1
 
 
-Part = Union[Linear, Conv2d, ConvTranspose2d, AvgPool2d, Upsample, Scale, BatchNorm]
+Part = Union[Linear, Conv2d, ConvTranspose2d, AvgPool2d, AdaptiveAvgPool2d, Upsample, Scale, Gain, Identity, BatchNorm]
 
 
 class Chain(msgspec.Struct, frozen=True, tag="chain", tag_field="type", forbid_unknown_fields=True):
@@ -175,9 +201,17 @@ class TrainedThreshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A connection without bias from layer `source` to layer `target` (counted from 0), one step late."""
+    """A connection from layer `source` to layer `target` (counted from 0), one step late; its bias, too, acts from the second step on."""
 
     source: int
+    target: int
+    connection: Connection
+
+
+class Skip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A connection within the same step from layer `source` (null: from the input) to a later layer `target`, beside the chain's."""
+
+    source: Union[int, None]
     target: int
     connection: Connection
 
@@ -189,6 +223,8 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weighted_readout   the readout sees leak-weighted rates (IDE, SPIDE, SAF-F), not plain spike counts over T (OTTT, SAF-E); the same where nothing leaks
     dropout            of every connection's current, but for those named in `dropout_of` ("input", "hidden.0", "feedback.0")
     trained_threshold  DSR's neuron in place of `neuron`
+    skips              connections beside the chain, within the same step
+    relays             layers without neurons, which pass the sum of their currents on within the same step: the stream of a residual network
     """
 
     name: str
@@ -206,6 +242,8 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dropout_of: dict[str, float] = {}
     weighted_readout: bool = True
     trained_threshold: Union[TrainedThreshold, None] = None
+    skips: tuple[Skip, ...] = ()
+    relays: tuple[int, ...] = ()
 
     @property
     def connections(self) -> dict[str, Connection]:
@@ -213,6 +251,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         chain: dict[str, Connection] = {"input": self.input}
         chain |= {f"hidden.{i}": connection for i, connection in enumerate(self.hidden)}
         chain |= {f"feedback.{i}": loop.connection for i, loop in enumerate(self.feedback)}
+        chain |= {f"skip.{i}": skip.connection for i, skip in enumerate(self.skips)}
         return chain if self.readout is None else {**chain, "readout": self.readout}
 
     @property
@@ -290,6 +329,7 @@ def _check_sizes(network: Network, where: str) -> None:
 
 
 def _weights(part: Part) -> int:
+    """How many weights a part has, biases and gains aside."""
     if isinstance(part, Linear):
         return part.inputs * part.outputs
     if isinstance(part, (Conv2d, ConvTranspose2d)):
@@ -335,8 +375,11 @@ def _part_shape(part: Part, shape: Shape, where: str) -> Shape:
             f"{where} takes {part.inputs} values but its source of shape {shape} has {prod(shape)}: make them equal",
         )
         return (part.outputs,)
-    if isinstance(part, Scale):
-        _require(isfinite(part.factor), f"{where} scales by {part.factor}: give a number")
+    if isinstance(part, (Scale, Gain)):
+        factor = part.factor if isinstance(part, Scale) else part.start
+        _require(isfinite(factor), f"{where} scales by {factor}: give a number")
+        return shape
+    if isinstance(part, Identity):
         return shape
     if isinstance(part, BatchNorm):
         _require(
@@ -353,12 +396,16 @@ def _part_shape(part: Part, shape: Shape, where: str) -> Shape:
         return _positive((part.outputs, *(_convolved(part, size) for size in shape[1:])), where, shape)
     if isinstance(part, Upsample):
         return (shape[0], shape[1] * part.factor, shape[2] * part.factor)
-    return _positive((shape[0], shape[1] // part.kernel, shape[2] // part.kernel), where, shape)
+    if isinstance(part, AdaptiveAvgPool2d):
+        return (shape[0], part.size, part.size)
+    _require(2 * part.padding <= part.kernel, f"{where} pads by {part.padding} for squares of {part.kernel}: pad by half of that at most")
+    return _positive((shape[0], *(_convolved(part, size) for size in shape[1:])), where, shape)
 
 
-def _convolved(part: Union[Conv2d, ConvTranspose2d], size: int) -> int:
-    if isinstance(part, Conv2d):
-        return (size + 2 * part.padding - part.kernel) // part.stride + 1
+def _convolved(part: Union[Conv2d, ConvTranspose2d, AvgPool2d], size: int) -> int:
+    if not isinstance(part, ConvTranspose2d):
+        step = part.step if isinstance(part, AvgPool2d) else part.stride
+        return (size + 2 * part.padding - part.kernel) // step + 1
     return (size - 1) * part.stride - 2 * part.padding + part.kernel + part.output_padding
 
 
@@ -380,20 +427,105 @@ def _check_shapes(network: Network, where: str) -> None:
     if network.readout is not None:
         made = output_shape(network.readout, shapes[-1], f"{where}: the readout")
         _require(len(made) == 1, f"{where}: the readout makes shape {made}: end it with a Linear")
+    layers = len(shapes)
     for index, loop in enumerate(network.feedback):
         name = f"{where}: feedback {index}"
         ends = (loop.source, loop.target)
         _require(
-            all(0 <= end < len(shapes) for end in ends),
-            f"{name} joins layers {loop.source} and {loop.target}, but the layers are 0 to {len(shapes) - 1}",
+            all(0 <= end < layers for end in ends),
+            f"{name} joins layers {loop.source} and {loop.target}, but the layers are 0 to {layers - 1}",
         )
-        _require(not has_bias(loop.connection), f"{name} has a bias: give bias to the forward connections only")
-        made = output_shape(loop.connection, shapes[loop.source], name)
-        target = shapes[loop.target]
         _require(
-            made == target or (len(made) == 1 and prod(made) == prod(target)),
-            f"{name} makes shape {made} but layer {loop.target} has {target}: make them equal",
+            not any(isinstance(part, BatchNorm) for part in parts_of(loop.connection)),
+            f"{name} has batch normalisation: normalise the forward connections only",
         )
+        _check_end(loop.connection, shapes[loop.source], loop.target, shapes, name)
+    for index, skip in enumerate(network.skips):
+        name = f"{where}: skip {index}"
+        source = -1 if skip.source is None else skip.source
+        _require(
+            (skip.source is None or source >= 0) and source < skip.target < layers,
+            f"{name} joins {'the input' if skip.source is None else f'layer {source}'} and layer {skip.target}: "
+            f"lead to a later layer, of 0 to {layers - 1}, within the same step",
+        )
+        _check_end(skip.connection, network.input_shape if skip.source is None else shapes[source], skip.target, shapes, name)
+    _require(
+        list(network.relays) == sorted(set(network.relays)) and all(0 <= layer < layers for layer in network.relays),
+        f"{where} has relays {list(network.relays)}: name layers of 0 to {layers - 1}, each once, in order",
+    )
+    _require(len(network.relays) < layers, f"{where} has relays only: leave at least one layer its neurons")
+
+
+def _check_end(connection: Connection, source: Shape, target: int, shapes: tuple[Shape, ...], name: str) -> None:
+    made, wanted = output_shape(connection, source, name), shapes[target]
+    _require(
+        made == wanted or (len(made) == 1 and prod(made) == prod(wanted)),
+        f"{name} makes shape {made} but layer {target} has {wanted}: make them equal",
+    )
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """What a network costs.
+
+    parameters      trained numbers: weights, biases, gains, batch normalisation's scales and shifts, thresholds
+    neurons         of each layer, 0 for a relay
+    multiply_adds   a sample and time step of dense computing, by connection. Weights and means count, zeros of the padding included; what only scales or
+                    shifts a value (Scale, Gain, BatchNorm, biases) or moves it (Upsample, Identity) counts nothing
+    """
+
+    parameters: int
+    neurons: tuple[int, ...]
+    multiply_adds: dict[str, int]
+
+
+def counts(network: Network) -> Counts:
+    """Parameters, neurons and multiply-adds of `network`; UsageError where its parts do not fit."""
+    shapes = layer_shapes(network)
+    neurons = tuple(0 if layer in network.relays else prod(shape) for layer, shape in enumerate(shapes))
+    sources: dict[str, Shape] = {"input": network.input_shape, "readout": shapes[-1]}
+    sources |= {f"hidden.{i}": shape for i, shape in enumerate(shapes[:-1])}
+    sources |= {f"feedback.{i}": shapes[loop.source] for i, loop in enumerate(network.feedback)}
+    sources |= {f"skip.{i}": network.input_shape if skip.source is None else shapes[skip.source] for i, skip in enumerate(network.skips)}
+    thresholds = 0 if network.trained_threshold is None else len(shapes) - len(network.relays)
+    multiply_adds, parameters = {}, thresholds
+    for name, connection in network.connections.items():
+        shape, total = sources[name], 0
+        for part in parts_of(connection):
+            made = _part_shape(part, shape, f"network '{network.name}': connection '{name}'")
+            parameters, total = parameters + _parameters(part), total + _multiply_adds(part, shape, made)
+            shape = made
+        multiply_adds[name] = total
+    return Counts(parameters, neurons, multiply_adds)
+
+
+def _parameters(part: Part) -> int:
+    if isinstance(part, BatchNorm):
+        return 2 * part.features
+    if isinstance(part, Gain):
+        return 1
+    if not isinstance(part, (Linear, Conv2d, ConvTranspose2d)):
+        return 0
+    gains = part.outputs if getattr(part, "standardized", False) else int(isinstance(part.limit, Spectral))
+    return _weights(part) + gains + (part.outputs if part.bias else 0)
+
+
+def _multiply_adds(part: Part, source: Shape, made: Shape) -> int:
+    if isinstance(part, Linear):
+        return _weights(part)
+    if isinstance(part, Conv2d):
+        return _weights(part) * prod(made[1:])
+    if isinstance(part, ConvTranspose2d):
+        return _weights(part) * prod(source[1:])
+    if isinstance(part, AvgPool2d):
+        return prod(made) * part.kernel**2
+    if isinstance(part, AdaptiveAvgPool2d):
+        return source[0] * prod(sum(stop - start for start, stop in windows(size, part.size)) for size in source[1:])
+    return 0
+
+
+def windows(size: int, wanted: int) -> list[tuple[int, int]]:
+    """What each of `wanted` means covers of `size` values, (first, behind the last), as adaptive pooling has it."""
+    return [(i * size // wanted, -((i + 1) * size // -wanted)) for i in range(wanted)]
 
 
 def _check_weight(part: Part, where: str) -> None:

@@ -214,8 +214,10 @@ def _module(model: Union[str, os.PathLike[str], FeedbackSNN], chosen: Config) ->
         built = build(chosen.network)
     if chosen.model in models.names():
         initial = models.get(chosen.model).build(chosen.seed).state_dict()
-        if {k: v.shape for k, v in initial.items()} == {k: v.shape for k, v in built.state_dict().items()}:
-            built.load_state_dict(initial)
+        own = built.state_dict()
+        if {k: v.shape for k, v in initial.items()} == {k: v.shape for k, v in own.items()}:
+            thresholds = {k: v for k, v in own.items() if k.startswith("thresholds.")}  # a setting of the network, not drawn
+            built.load_state_dict({**initial, **thresholds})
     return built
 
 

@@ -223,7 +223,6 @@ def test_a_description_builds_the_same_network() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"feedback": [(0, 0, nn.Linear(4, 4))]}, "feedback 0 has a bias"),
         ({"feedback": [(0, 1, nn.Linear(4, 4, bias=False))]}, "layers are 0 to 0"),
         ({"feedback": [(0, 0, nn.Linear(4, 5, bias=False))]}, r"makes shape \(5,\) but layer 0 has \(4,\)"),
         ({"hidden": [nn.Linear(5, 4)]}, "hidden connection 0 takes 5"),

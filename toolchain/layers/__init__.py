@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from toolchain.layers.connections import advance, current, kind_of
 from toolchain.layers.maps import DenseMap, Map
-from toolchain.layers.model import Equilibrium, FeedbackSNN, Normalize, build, describe
-from toolchain.layers.weights import Limited, Scale, Standardized
+from toolchain.layers.model import Equilibrium, FeedbackSNN, Normalize, build, counts, describe
+from toolchain.layers.weights import Gain, Limited, Scale, Standardized
 from toolchain.network import Frobenius, Neuron, Spectral, TrainedThreshold
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Equilibrium",
     "FeedbackSNN",
     "Frobenius",
+    "Gain",
     "Limited",
     "Map",
     "Neuron",
@@ -23,6 +24,7 @@ __all__ = [
     "TrainedThreshold",
     "advance",
     "build",
+    "counts",
     "current",
     "describe",
     "kind_of",

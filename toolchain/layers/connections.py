@@ -17,7 +17,8 @@ from toolchain import network as plain
 from toolchain import processes
 from toolchain.errors import UsageError
 from toolchain.layers.maps import ConvMap, ConvTransposeMap, DenseMap, Map, PoolMap, ScaleMap, Shape, UpsampleMap, chain
-from toolchain.layers.weights import Limited, Scale, Standardized, linear, weighted, weighted_bias
+from toolchain.layers.pools import AdaptivePoolMap, WindowMap
+from toolchain.layers.weights import Gain, Limited, Scale, Standardized, linear, weighted, weighted_bias
 
 EVENT_EPS = 1e-8
 """Added to the variance of an event input's mean current, in place of batch normalisation's own eps (IDE's authors)."""
@@ -154,11 +155,21 @@ def _number(value: Any, where: str) -> int:
     raise UsageError(f"{where} has kernels, strides or padding {value}: give one number for height and width")
 
 
-def _describe_pool(module: nn.AvgPool2d, where: str) -> plain.Part:
+def _describe_pool(module: nn.AvgPool2d, where: str) -> plain.AvgPool2d:
     kernel = _number(module.kernel_size, where)
-    if _number(module.stride, where) != kernel or _number(module.padding, where) != 0 or module.ceil_mode:
-        raise UsageError(f"{where} pools with overlap, padding or ceil_mode: pool {kernel} x {kernel} squares side by side")
-    return plain.AvgPool2d(kernel)
+    stride, padding = _number(module.stride, where), _number(module.padding, where)
+    if module.ceil_mode or module.divisor_override is not None or (padding and not module.count_include_pad):
+        raise UsageError(f"{where} pools with ceil_mode, a divisor or without the padding's zeros: keep torch's defaults")
+    return plain.AvgPool2d(kernel, None if stride == kernel else stride, padding)
+
+
+def _pool_map(module: nn.AvgPool2d) -> Map:
+    pool = _describe_pool(module, "a pool")
+    return PoolMap(pool.kernel) if pool.step == pool.kernel and pool.padding == 0 else WindowMap(pool.kernel, pool.step, pool.padding)
+
+
+def _describe_adaptive(module: nn.AdaptiveAvgPool2d, where: str) -> plain.Part:
+    return plain.AdaptiveAvgPool2d(_number(module.output_size, where))
 
 
 def _describe_upsample(module: nn.Upsample, where: str) -> plain.Part:
@@ -231,11 +242,16 @@ KINDS: dict[type[nn.Module], Kind] = {
     nn.Linear: _WEIGHTED,
     nn.Conv2d: _WEIGHTED,
     nn.ConvTranspose2d: _WEIGHTED,
-    nn.AvgPool2d: Kind(_describe_pool, lambda m, values, _: m(values), lambda m: PoolMap(_number(m.kernel_size, "a pool"))),
+    nn.AvgPool2d: Kind(_describe_pool, lambda m, values, _: m(values), _pool_map),
+    nn.AdaptiveAvgPool2d: Kind(
+        _describe_adaptive, lambda m, values, _: m(values), lambda m: AdaptivePoolMap(_number(m.output_size, "a pool"))
+    ),
     nn.Upsample: Kind(_describe_upsample, lambda m, values, _: m(values), lambda m: UpsampleMap(int(m.scale_factor))),
     nn.BatchNorm1d: _NORM,
     nn.BatchNorm2d: _NORM,
     Scale: Kind(lambda m, _: plain.Scale(m.factor), lambda m, values, _: m(values), lambda m: ScaleMap(m.factor)),
+    Gain: Kind(lambda m, _: plain.Gain(m.start), lambda m, values, _: m(values), lambda m: ScaleMap(float(m.gain.detach()))),
+    nn.Identity: Kind(lambda m, _: plain.Identity(), lambda m, values, _: values, lambda m: ScaleMap(1.0)),
     Standardized: _WEIGHTED,
     Limited: _WEIGHTED,
 }
@@ -263,8 +279,11 @@ BUILDERS: dict[type, Callable[[Any], nn.Module]] = {
     plain.Linear: _build_weighted,
     plain.Conv2d: _build_weighted,
     plain.ConvTranspose2d: _build_weighted,
-    plain.AvgPool2d: lambda part: nn.AvgPool2d(part.kernel),
+    plain.AvgPool2d: lambda part: nn.AvgPool2d(part.kernel, part.stride, part.padding),
+    plain.AdaptiveAvgPool2d: lambda part: nn.AdaptiveAvgPool2d(part.size),
     plain.Upsample: lambda part: nn.Upsample(scale_factor=part.factor, mode="nearest"),
     plain.Scale: lambda part: Scale(part.factor),
+    plain.Gain: lambda part: Gain(part.start),
+    plain.Identity: lambda part: nn.Identity(),
     plain.BatchNorm: _build_norm,
 }

@@ -3,8 +3,9 @@
     v = u_l + I_l[t];   s_l[t] = 1[v >= Vth];   u_l = leak * (v - A s_l[t])   (IDE, Xiao et al., NeurIPS 2021)
     I_0[t] = Fx(x),   I_l[t] = W_l s_{l-1}[t] + b_l,   plus W_f s_k[t-1] for every feedback connection from layer k
 
-A network is a chain of connections (see `layers.connections`), feedback connections from any layer to any layer, and a readout. Nothing here knows
-the insides of a connection.
+A network is a chain of connections (see `layers.connections`), feedback connections from any layer to any layer, and a readout. Skips lead to later layers
+beside the chain, within the same step; a relay is a layer without neurons, r_l[t] = I_l[t], the stream of a residual network. Nothing here knows the insides
+of a connection.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from math import prod
+from math import inf, prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from toolchain.layers import events as stepping
 from toolchain.layers.connections import Statistics, current
 from toolchain.layers.events import Kernel, Stage
 from toolchain.layers.maps import Map
-from toolchain.network import Network, Neuron, Normalization, TrainedThreshold
+from toolchain.network import Counts, Network, Neuron, Normalization, TrainedThreshold
 
 
 class Normalize(nn.Module):
@@ -51,7 +53,7 @@ def _values(numbers: float | Sequence[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Firing:
-    """How a layer fires: at `threshold`, losing `reset`, with spikes of `amplitude`, its current multiplied by `gain`."""
+    """How a layer fires: at `threshold`, losing `reset`, with spikes of `amplitude`, its current multiplied by `gain`. A relay never does."""
 
     threshold: float
     reset: float
@@ -59,14 +61,25 @@ class Firing:
     gain: float
 
 
+RELAY = Firing(inf, 0.0, 1.0, 1.0)
+
+
+class Arriving(NamedTuple):
+    """A connection that reaches a layer within the step: its name, the layer it comes from (None: the input), and the module."""
+
+    name: str
+    source: int | None
+    module: nn.Module
+
+
 @dataclass(frozen=True)
 class Equilibrium:
     """What T steps leave behind, a tensor a layer.
 
-    rates       (samples, *shape), (leak-weighted) average firing rates
-    counts      (samples, *shape), spike counts as int32
+    rates       (samples, *shape), (leak-weighted) average firing rates; of a relay the (leak-weighted) mean of what it passes on
+    counts      (samples, *shape), spike counts as int32; of a relay the sum of what it passes on
     mean_input  (samples, *input shape), the normalised input, averaged over time for events
-    trains      (T, samples, *shape) int8, where they were asked for
+    trains      (T, samples, *shape) int8, where they were asked for; of a relay what it passes on
     """
 
     rates: tuple[Tensor, ...]
@@ -78,9 +91,10 @@ class Equilibrium:
 class FeedbackSNN(nn.Module):
     """A chain of spiking layers with feedback and a linear readout of the last layer's rates.
 
-    `input` makes the current of layer 0, `hidden[i]` joins layer i to i + 1, `feedback` lists (source layer, target layer, connection without bias),
+    `input` makes the current of layer 0, `hidden[i]` joins layer i to i + 1, `feedback` lists (source layer, target layer, connection), one step late,
+    `skips` (source layer or None for the input, later layer, connection), within the step, and `relays` the layers that have no neurons.
     `readout` turns the last rates into logits (None: they are the logits). `weighted_readout`, `dropout_of` and `trained_threshold` are those of
-    `network.Network`; with the last, `thresholds[l]` is layer l's. Inputs are (samples, *input_shape), flattened or not, held for all T steps; or events with time
+    `network.Network`; with the last, `thresholds` has one number for each layer that fires, in order. Inputs are (samples, *input_shape), flattened or not, held for all T steps; or events with time
     as the last axis, (samples, *input_shape, T). Raises UsageError where the parts do not fit.
     """
 
@@ -102,6 +116,8 @@ class FeedbackSNN(nn.Module):
         dropout_of: Mapping[str, float] | None = None,
         weighted_readout: bool = True,
         trained_threshold: TrainedThreshold | None = None,
+        skips: Sequence[tuple[int | None, int, nn.Module]] = (),
+        relays: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.name = name
@@ -110,6 +126,9 @@ class FeedbackSNN(nn.Module):
         self.hidden = nn.ModuleList(hidden)
         self.feedback = nn.ModuleList(module for _, _, module in feedback)
         self.loops = tuple((source, target) for source, target, _ in feedback)
+        self.skip = nn.ModuleList(module for _, _, module in skips)
+        self.shortcuts = tuple((source, target) for source, target, _ in skips)
+        self.relays = tuple(relays)
         self.readout = readout
         self.neuron = neuron or Neuron()
         self.time_steps = time_steps
@@ -122,22 +141,36 @@ class FeedbackSNN(nn.Module):
         self.trained_threshold = trained_threshold
         self.thresholds = nn.ParameterList()
         if trained_threshold is not None:
-            self.thresholds.extend(nn.Parameter(torch.tensor(trained_threshold.threshold)) for _ in range(self.layers))
+            self.thresholds.extend(nn.Parameter(torch.tensor(trained_threshold.threshold)) for _ in self.spiking)
         plain.check(describe(self))
 
     @property
     def layers(self) -> int:
-        """Number of spiking layers."""
+        """Number of layers, relays included."""
         return 1 + len(self.hidden)
+
+    @property
+    def spiking(self) -> tuple[int, ...]:
+        """The layers that have neurons."""
+        return tuple(layer for layer in range(self.layers) if layer not in self.relays)
 
     def connections(self) -> dict[str, tuple[int | None, int, nn.Module]]:
         """Every connection between layers by its name in the state dict: (source layer, None for the input; target layer; module)."""
         chain: dict[str, tuple[int | None, int, nn.Module]] = {"input": (None, 0, self.input)}
         chain |= {f"hidden.{i}": (i, i + 1, module) for i, module in enumerate(self.hidden)}
-        return chain | {f"feedback.{i}": (*ends, module) for i, (ends, module) in enumerate(zip(self.loops, self.feedback, strict=True))}
+        chain |= {f"feedback.{i}": (*ends, module) for i, (ends, module) in enumerate(zip(self.loops, self.feedback, strict=True))}
+        return chain | {f"skip.{i}": (*ends, module) for i, (ends, module) in enumerate(zip(self.shortcuts, self.skip, strict=True))}
+
+    def arriving(self) -> tuple[tuple[Arriving, ...], ...]:
+        """What reaches each layer within the step: the chain's connection, then the skips."""
+        found: list[list[Arriving]] = [[] for _ in range(self.layers)]
+        for name, (source, target, module) in self.connections().items():
+            if not name.startswith("feedback."):
+                found[target].append(Arriving(name, source, module))
+        return tuple(tuple(layer) for layer in found)
 
     def layer_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of each spiking layer, without the samples."""
+        """The shape of each layer, without the samples."""
         return plain.layer_shapes(describe(self))
 
     @property
@@ -154,11 +187,18 @@ class FeedbackSNN(nn.Module):
         """How each layer fires, with trained thresholds as they are now."""
         neuron, trained = self.neuron, self.trained_threshold
         if trained is None:
-            return (Firing(neuron.threshold, neuron.reset, 1.0, 1.0),) * self.layers
-        thresholds = [float(v.detach()) for v in self.thresholds]
-        if trained.tau is None:
-            return tuple(Firing(trained.alpha * v, v, v, 1.0) for v in thresholds)
-        return tuple(Firing(trained.alpha * v, v, v / trained.dt, 1 - trained.leak) for v in thresholds)
+            fixed = Firing(neuron.threshold, neuron.reset, 1.0, 1.0)
+            return tuple(RELAY if layer in self.relays else fixed for layer in range(self.layers))
+        per_step, gain = (1.0, 1.0) if trained.tau is None else (trained.dt, 1 - trained.leak)
+        found = dict.fromkeys(range(self.layers), RELAY)
+        for layer, threshold in self.layer_thresholds().items():
+            v = float(threshold.detach())
+            found[layer] = Firing(trained.alpha * v, v, v / per_step, gain)
+        return tuple(found.values())
+
+    def layer_thresholds(self) -> dict[int, nn.Parameter]:
+        """The trained threshold of each layer that fires."""
+        return dict(zip(self.spiking, self.thresholds, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (samples, classes) after T time steps. Dropout is the training method's affair; batch normalisation of the input, while training,
@@ -205,18 +245,15 @@ class FeedbackSNN(nn.Module):
         """
         dropped, firing, leak = dropout or {}, self.firing(), self.leak
         values, events = self.prepared(x)
-        shapes, maps = self.layer_shapes(), self.maps()
+        arriving, maps = self.arriving(), self.maps()
         statistics = self._input_statistics(values, events)
-        frame = values[..., 0] if events else values
-        constant = self._input_current(frame, statistics, shapes[0], dropped)
-        bias = self._biases(constant, shapes, dropped)
-        if stepping.chosen(kernel, list(maps.values()), constant):
-            stage = self._stage(maps, bias, dropped, len(constant))
-            currents = (
-                (self._input_current(values[..., t], statistics, shapes[0], dropped) for t in range(self.time_steps)) if events else None
-            )
+        steady, late = self._biases(dropped), self._late_biases(dropped)
+        driven = self._driven(values[..., 0] if events else values, statistics, dropped)
+        if self._native(kernel, maps, driven, late):
+            stage = self._stage(maps, {**steady, **driven}, dropped, driven[0])
+            currents = (self._driven(values[..., t], statistics, dropped)[0] for t in range(self.time_steps)) if events else None
             return self._native_equilibrium(stage, values, currents, trace=trace)
-        potentials = [constant.new_zeros(len(constant), *shape) for shape in shapes]
+        potentials = [driven[0].new_zeros(len(values), *shape) for shape in self.layer_shapes()]
         spikes, previous = [[torch.zeros_like(p) for p in potentials] for _ in range(2)]
         counts = [torch.zeros_like(p) for p in potentials]
         weighted = [torch.zeros_like(p) for p in potentials] if leak < 1 else counts
@@ -224,42 +261,61 @@ class FeedbackSNN(nn.Module):
         for step in range(self.time_steps):
             spikes, previous = previous, spikes
             if events and step > 0:
-                bias[0] = self._input_current(values[..., step], statistics, shapes[0], dropped)
+                driven = self._driven(values[..., step], statistics, dropped)
             for layer, potential in enumerate(potentials):
-                potential.add_(bias[layer], alpha=firing[layer].gain)
-                if layer > 0:
-                    _add(maps[f"hidden.{layer - 1}"], potential, spikes[layer - 1], dropped.get(f"hidden.{layer - 1}"))
+                relay = layer in self.relays
+                if relay:
+                    potential.zero_()
+                for constant in (steady.get(layer), driven.get(layer), late.get(layer) if step > 0 else None):
+                    if constant is not None:
+                        potential.add_(constant, alpha=firing[layer].gain)
+                for name, source, _ in arriving[layer]:
+                    if source is not None:
+                        _add(maps[name], potential, spikes[source], dropped.get(name))
                 for index, (source, target) in enumerate(self.loops):
                     if target == layer and step > 0:
                         _add(maps[f"feedback.{index}"], potential, previous[source], dropped.get(f"feedback.{index}"))
-                torch.ge(potential, firing[layer].threshold, out=spikes[layer])
-                potential.sub_(spikes[layer], alpha=firing[layer].reset)
+                if relay:
+                    spikes[layer].copy_(potential)
+                else:
+                    torch.ge(potential, firing[layer].threshold, out=spikes[layer])
+                    potential.sub_(spikes[layer], alpha=firing[layer].reset)
+                    if leak < 1:
+                        potential *= leak
                 counts[layer] += spikes[layer]
                 if leak < 1:
-                    potential *= leak
                     weighted[layer].mul_(leak).add_(spikes[layer])
                 if trace:
-                    trains[layer].append(spikes[layer].to(torch.int8))
+                    trains[layer].append(spikes[layer].clone() if relay else spikes[layer].to(torch.int8))
         norm = leak_sum(leak, self.time_steps)
         return Equilibrium(
             rates=tuple(w / norm for w in weighted),
-            counts=tuple(c.to(torch.int32) for c in counts),
+            counts=tuple(c if layer in self.relays else c.to(torch.int32) for layer, c in enumerate(counts)),
             mean_input=values.mean(-1) if events else values,
             trains=tuple(torch.stack(train) for train in trains) if trace else (),
         )
 
-    def _stage(self, maps: Mapping[str, Map], bias: Sequence[Tensor], dropped: Mapping[str, Tensor], samples: int) -> Stage:
-        """The forward time steps laid out for the native kernel."""
+    def _native(self, kernel: Kernel, maps: Mapping[str, Map], driven: Mapping[int, Tensor], late: Mapping[int, Tensor]) -> bool:
+        """Whether the native kernel runs the time steps: it knows neurons only, and currents of the input for layer 0 only."""
+        plain_chain = not self.relays and not late and driven.keys() == {0}
+        if kernel == "native" and not plain_chain:
+            raise UsageError(
+                f"the native kernel cannot run '{self.name}': it has relays, skips from the input or feedback with a bias; leave kernel at 'auto'"
+            )
+        return plain_chain and stepping.chosen(kernel, list(maps.values()), driven[0])
+
+    def _stage(self, maps: Mapping[str, Map], bias: Mapping[int, Tensor], dropped: Mapping[str, Tensor], like: Tensor) -> Stage:
+        """The forward time steps laid out for the native kernel; `like` has a row a sample."""
         layers = [
-            stepping.Neurons(shape, firing.threshold, firing.reset, current * firing.gain)
-            for shape, firing, current in zip(self.layer_shapes(), self.firing(), bias, strict=True)
+            stepping.Neurons(shape, firing.threshold, firing.reset, bias[layer] * firing.gain if layer in bias else None)
+            for layer, (shape, firing) in enumerate(zip(self.layer_shapes(), self.firing(), strict=True))
         ]
         currents = [
             stepping.Current(source, target, maps[name], late=name.startswith("feedback"), factor=dropped.get(name))
             for name, (source, target, _) in self.connections().items()
             if source is not None
         ]
-        return Stage(layers, currents, samples, leak=self.leak, signed=False, dtype=bias[0].dtype)
+        return Stage(layers, currents, len(like), leak=self.leak, signed=False, dtype=like.dtype)
 
     def _native_equilibrium(self, stage: Stage, values: Tensor, currents: Iterable[Tensor] | None, *, trace: bool) -> Equilibrium:
         """The equilibrium that `stage` reaches; `currents` are those of the input at each step, where they change."""
@@ -304,27 +360,43 @@ class FeedbackSNN(nn.Module):
         weights: Tensor = self.leak**powers / leak_sum(self.leak, self.time_steps)
         return frames @ weights
 
-    def _input_statistics(self, values: Tensor, events: bool) -> Statistics:
-        """What batch normalisation of the input uses: running statistics, while training the batch's, for events those of the mean's current."""
-        if not self.training:
-            return "running"
-        if not events:
-            return "batch"
-        return connections.event_statistics(self.input, self._weighted_mean(values), "the input connection")
-
-    def _input_current(self, frame: Tensor, statistics: Statistics, shape: tuple[int, ...], dropped: Mapping[str, Tensor]) -> Tensor:
-        made = current(self.input, frame, "the input connection", statistics).reshape(len(frame), *shape)
-        return _dropped(made, dropped.get("input"))
-
-    def _biases(self, constant: Tensor, shapes: tuple[tuple[int, ...], ...], dropped: Mapping[str, Tensor]) -> list[Tensor]:
-        """What each layer receives at every step whatever spikes arrive: layer 0 its input current, the others their bias, (samples or 1, *shape)."""
-        found = [constant]
-        for index, module in enumerate(self.hidden):
-            made = connections.constant(module, shapes[index], f"hidden connection {index}")
-            if made is None:
-                made = constant.new_zeros(1, *shapes[index + 1])
-            found.append(_dropped(made.reshape(1, *shapes[index + 1]), dropped.get(f"hidden.{index}")))
+    def _input_statistics(self, values: Tensor, events: bool) -> dict[str, Statistics]:
+        """What batch normalisation of the input's connections uses: running statistics, while training the batch's, for events those of the mean's current."""
+        mean = self._weighted_mean(values) if events and self.training else values
+        found: dict[str, Statistics] = {}
+        for name, (source, _, module) in self.connections().items():
+            if source is None:
+                given = connections.event_statistics(module, mean, f"connection '{name}'") if events and self.training else None
+                found[name] = given or ("batch" if self.training else "running")
         return found
+
+    def _driven(self, frame: Tensor, statistics: Mapping[str, Statistics], dropped: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """The current that the input's connections make of one frame, by layer."""
+        shapes, found = self.layer_shapes(), dict[int, Tensor]()
+        for name, (source, target, module) in self.connections().items():
+            if source is None:
+                made = current(module, frame, f"connection '{name}'", statistics[name]).reshape(len(frame), *shapes[target])
+                made = _dropped(made, dropped.get(name))
+                found[target] = found[target] + made if target in found else made
+        return found
+
+    def _biases(self, dropped: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """What layers receive at every step whatever spikes arrive, by layer."""
+        return self._constants([(a.name, a.source, layer, a.module) for layer, found in enumerate(self.arriving()) for a in found], dropped)
+
+    def _late_biases(self, dropped: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """What feedback connections bring from the second step on whatever spikes arrive, by layer."""
+        ends = enumerate(zip(self.loops, self.feedback, strict=True))
+        return self._constants([(f"feedback.{i}", source, target, module) for i, ((source, target), module) in ends], dropped)
+
+    def _constants(self, found: Sequence[tuple[str, int | None, int, nn.Module]], dropped: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        shapes, sums = self.layer_shapes(), dict[int, Tensor]()
+        for name, source, target, module in found:
+            made = None if source is None else connections.constant(module, shapes[source], f"connection '{name}'")
+            if made is not None:
+                made = _dropped(made.reshape(1, *shapes[target]), dropped.get(name))
+                sums[target] = sums[target] + made if target in sums else made
+        return sums
 
 
 def _dropped(values: Tensor, factor: Tensor | None) -> Tensor:
@@ -366,7 +438,17 @@ def describe(model: FeedbackSNN) -> Network:
         dropout_of=model.dropout_of,
         weighted_readout=model.weighted_readout,
         trained_threshold=model.trained_threshold,
+        skips=tuple(
+            plain.Skip(source, target, plain_of(module, f"skip connection {i}"))
+            for i, ((source, target), module) in enumerate(zip(model.shortcuts, model.skip, strict=True))
+        ),
+        relays=model.relays,
     )
+
+
+def counts(model: FeedbackSNN) -> Counts:
+    """Parameters, neurons of each layer, and multiply-adds a sample and step by connection; see `network.Counts`."""
+    return plain.counts(describe(model))
 
 
 def build(network: Network) -> FeedbackSNN:
@@ -388,4 +470,6 @@ def build(network: Network) -> FeedbackSNN:
         dropout_of=network.dropout_of,
         weighted_readout=network.weighted_readout,
         trained_threshold=network.trained_threshold,
+        skips=[(skip.source, skip.target, connections.build(skip.connection)) for skip in network.skips],
+        relays=network.relays,
     )

@@ -1,4 +1,4 @@
-"""Modules of our own that connections are made of: limited and standardised weights, and a plain factor."""
+"""Modules of our own that connections are made of: limited and standardised weights, a fixed and a trained factor."""
 
 from __future__ import annotations
 
@@ -110,6 +110,18 @@ class Scale(nn.Module):
         return values * self.factor
 
 
+class Gain(nn.Module):
+    """Values times one trained number, at first `start`: skip-init's 0 makes a residual branch start silent (De and Smith, NeurIPS 2020)."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        super().__init__()
+        self.start = float(start)
+        self.gain = nn.Parameter(torch.tensor(self.start))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values * self.gain
+
+
 def linear(op: Weighted, weight: Tensor, values: Tensor) -> Tensor:
     """What `op` makes of `values` with `weight` in place of its own."""
     if isinstance(op, nn.Linear):
@@ -137,4 +149,4 @@ def weighted_bias(module: nn.Module, where: str) -> Tensor:
     raise UsageError(f"{where} is a {type(module).__name__} without a bias")
 
 
-__all__ = ["Limited", "Scale", "Spectral", "Standardized", "linear", "weighted", "weighted_bias"]
+__all__ = ["Gain", "Limited", "Scale", "Spectral", "Standardized", "linear", "weighted", "weighted_bias"]

@@ -64,6 +64,11 @@ def readout_error(model: FeedbackSNN, rates: Tensor, labels: Tensor, scale_facto
     )
 
 
+def of_neurons(model: FeedbackSNN, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Those of `values`, one a layer, that belong to layers with neurons."""
+    return tuple(values[layer] for layer in model.spiking)
+
+
 def firing_rate(counts: Sequence[Tensor], time_steps: int) -> float:
     """Spikes per neuron and step over all layers."""
     return float(torch.cat([c.flatten() for c in counts]).float().mean()) / time_steps
@@ -121,6 +126,15 @@ def refuse_batch_norm(model: FeedbackSNN, method: str, advice: str) -> None:
     for name, module in {**modules, **({} if model.readout is None else {"readout": model.readout})}.items():
         if any(isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) for part in module.modules()):
             raise refuse(model, method, f"connection '{name}'", f"has batch normalisation, which this method has not: {advice}")
+
+
+def refuse_streams(model: FeedbackSNN, method: str, advice: str) -> None:
+    """For methods of plain chains."""
+    for layer in model.relays:
+        raise refuse(model, method, f"layer {layer}", f"is a relay, but this method knows layers of neurons only: {advice}")
+    for index, (source, target) in enumerate(model.shortcuts):
+        start = "the input" if source is None else f"layer {source}"
+        raise refuse(model, method, f"skip {index}", f"leads from {start} to layer {target}, but this method knows no skips: {advice}")
 
 
 def refuse_feedback(model: FeedbackSNN, method: str, advice: str) -> None:

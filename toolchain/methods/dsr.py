@@ -8,7 +8,7 @@ clip(r / tau, 0, V / dt) for LIF; that is what is differentiated, so no gradient
     LIF   grad x[t] = G 1[0 < r < V tau / dt] / (tau T)   grad V = dt sum of G 1[r > V tau / dt]
 
 Tensors are time-major, (T * samples, ...): a connection sees all steps as one batch, and so does batch normalisation. The neurons are those of
-`network.TrainedThreshold`; tau is not trained (a comment in the authors' code says otherwise).
+`network.TrainedThreshold`; tau is not trained (a comment in the authors' code says otherwise). Relays pass their currents on, step by step.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def fire(x: Tensor, threshold: Tensor, time_steps: int, neuron: TrainedThreshold
 
 @dataclass(frozen=True)
 class Pass:
-    """One batch: each layer's representation (samples, *shape), logits, mean cross entropy, spikes per neuron and step (of all, and by layer), gradients
-    by parameter name."""
+    """One batch: each layer's representation (samples, *shape; of a relay that of its currents), logits, mean cross entropy, spikes per neuron and step (of
+    all, and by layer of neurons), gradients by parameter name."""
 
     representations: tuple[Tensor, ...]
     logits: Tensor
@@ -121,22 +121,27 @@ def run(
             threshold.clamp_(min=neuron.bound)
     values, events = model.prepared(x)
     frames = values.movedim(-1, 0) if events else values.expand(steps, *values.shape)
-    carried = frames.reshape(-1, *model.input_shape)
-    shapes, representations, fired = model.layer_shapes(), [], []
+    images = frames.reshape(-1, *model.input_shape)
+    shapes, thresholds = model.layer_shapes(), model.layer_thresholds()
+    outputs, representations, fired = list[Tensor](), list[Tensor](), list[Tensor]()
     with torch.set_grad_enabled(True):
-        for layer, (name, (_, _, module)) in enumerate(model.connections().items()):
-            arriving = current(module, carried, f"connection '{name}'", statistics).reshape(len(carried), *shapes[layer])
-            if name in dropout:
-                arriving = arriving * dropout[name].repeat(steps, *[1] * len(shapes[layer]))
-            carried = fire(arriving, model.thresholds[layer], steps, neuron)
-            representations.append(representation(carried, steps, neuron))
-            fired.append((carried.detach() != 0).float().mean())
+        for layer, found in enumerate(model.arriving()):
+            currents = []
+            for name, source, module in found:
+                made = current(module, images if source is None else outputs[source], f"connection '{name}'", statistics)
+                made = made.reshape(len(images), *shapes[layer])
+                currents.append(made * dropout[name].repeat(steps, *[1] * len(shapes[layer])) if name in dropout else made)
+            total = sum(currents[1:], start=currents[0])
+            outputs.append(fire(total, thresholds[layer], steps, neuron) if layer in thresholds else total)
+            representations.append(representation(outputs[-1], steps, neuron))
+            if layer in thresholds:
+                fired.append((outputs[-1].detach() != 0).float().mean())
         logits = model.logits(representations[-1])
         loss = functional.cross_entropy(logits, labels)
         parameters = dict(model.named_parameters())
         grads = torch.autograd.grad(common.share(loss), list(parameters.values()))
     gradients = {name: g * threshold_gradient if name.startswith("thresholds.") else g for name, g in zip(parameters, grads, strict=True)}
-    rates, sizes = torch.stack(fired).tolist(), [r[0].numel() for r in representations]
+    rates, sizes = torch.stack(fired).tolist(), [representations[layer][0].numel() for layer in thresholds]
     rate = sum(r * n for r, n in zip(rates, sizes, strict=True)) / sum(sizes)
     return Pass(tuple(r.detach() for r in representations), logits.detach(), loss.detach(), rate, tuple(rates), gradients)
 

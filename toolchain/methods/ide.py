@@ -1,7 +1,8 @@
 """IDE: implicit differentiation at the equilibrium of the rates (Xiao et al., NeurIPS 2021).
 
 1. T steps of the network give rates a (`FeedbackSNN.equilibrium`; hidden batch normalisation uses its running statistics).
-2. One application of the rate map with gradients, a~ = f(a): layer by layer clip(current / A, 0, 1), feedback from a. This also updates batch statistics.
+2. One application of the rate map with gradients, a~ = f(a): layer by layer clip(current / A, 0, 1) (of a relay the current), feedback from a. This also
+   updates batch statistics.
 3. The loss reads the spiking rates a; its gradient g = dL/da passes to a~ as if a~ were a. `solve` finds beta with (I - J^T) beta = g, J = df/da,
    from vector-Jacobian products only; beta then goes back through a~ = f(a) to every parameter.
 
@@ -88,13 +89,15 @@ def rate_map(
             shape = (len(mean_input), *model.layer_shapes()[target])
             back = _dropped(current(module, rates[source or 0], f"connection '{name}'").reshape(shape), dropout.get(name))
             arriving[target] = arriving[target] + back if target in arriving else back
-    for layer, module in enumerate([model.input, *model.hidden]):
-        name = f"hidden.{layer - 1}" if layer else "input"
+    for layer, found in enumerate(model.arriving()):
         shape = (len(mean_input), *model.layer_shapes()[layer])
-        made_of = made[-1] if layer else mean_input
-        total = _dropped(current(module, made_of, f"connection '{name}'", statistics[layer > 0]).reshape(shape), dropout.get(name))
+        total = mean_input.new_zeros(shape)
+        for name, source, module in found:
+            made_of = mean_input if source is None else made[source]
+            one = current(module, made_of, f"connection '{name}'", statistics[source is not None]).reshape(shape)
+            total = total + _dropped(one, dropout.get(name))
         total = total + arriving[layer] if layer in arriving else total
-        made.append((total / model.neuron.reset).clamp(0, 1))
+        made.append(total if layer in model.relays else (total / model.neuron.reset).clamp(0, 1))
     return made
 
 
@@ -292,8 +295,8 @@ class Ide:
         return Batch(
             loss=float(done.readout.loss),
             correct=common.accuracy(done.readout.logits, labels),
-            forward_rate=common.firing_rate(done.equilibrium.counts, model.time_steps),
-            forward_rates=common.firing_rates(done.equilibrium.counts, model.time_steps),
+            forward_rate=common.firing_rate(common.of_neurons(model, done.equilibrium.counts), model.time_steps),
+            forward_rates=common.firing_rates(common.of_neurons(model, done.equilibrium.counts), model.time_steps),
         )
 
     def state(self) -> dict[str, float]:

@@ -4,8 +4,8 @@
 
 The previous step's potential is a constant, so delta[t] runs back through the layers of one step, with ds/du = alpha sg (1 - sg), sg = sigmoid(alpha (u - V)),
 alpha 4. A connection's current is that of the spikes, its gradient that of the trace: grad W = sum over t of delta[t] a[t]^T, and W^T delta goes on to the spikes.
-The input counts as itself, or with `trace_input` as a trace too (which SAF-E equals). A feedback connection carries spikes and trace of the step before, and no
-gradient back to them.
+Graded values, the input and what relays pass on, count as themselves, or with `trace_input` as traces too (which SAF-E equals). A feedback connection carries
+spikes and trace of the step before, and no gradient back to them.
 
 The loss of each step is ((1 - loss_lambda) CE + loss_lambda MSE with the one-hot label) / T; a prediction sums the logits of all steps. OTTT_A adds the
 gradients up, OTTT_O lets the optimiser step at every t. Memory does not grow with T.
@@ -115,8 +115,8 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Pass:
-    """One batch: logits (T, samples, classes), losses (T,), spike counts (samples, *shape) a layer, gradients by parameter name, and with `trace` each
-    layer's traces (T, samples, *shape). Online, the gradients are the last step's."""
+    """One batch: logits (T, samples, classes), losses (T,), spike counts (samples, *shape) a layer (of a relay the sum of what it passes on), gradients by
+    parameter name, and with `trace` each layer's traces (T, samples, *shape). Online, the gradients are the last step's."""
 
     logits: Tensor
     losses: Tensor
@@ -149,28 +149,33 @@ def run(
     seen = torch.zeros_like(values[..., 0] if events else values)
     gradients, logits, losses = Gradients(model, step), [], []
     kept: list[list[Tensor]] = [[] for _ in shapes]
-    modules = [model.input, *model.hidden]
+    incoming = model.arriving()
     for t in range(model.time_steps):
         frame = values[..., t] if events else values
         seen = neuron.leak * seen + frame
         with torch.set_grad_enabled(True):
             arriving = _feedback(model, shapes, spikes, traces, dropout) if t else {}
-            sent, sent_trace = frame, seen if trace_input else frame
-            for layer, module in enumerate(modules):
-                name = f"hidden.{layer - 1}" if layer else "input"
-                made = traced_current(module, sent, sent_trace, f"connection '{name}'").reshape(potentials[layer].shape)
-                made = made * dropout[name] if name in dropout else made
-                made = made + arriving[layer] if layer in arriving else made
-                potential = potentials[layer] + made
-                sent = spike(potential - neuron.threshold)
-                spikes[layer] = sent.detach()
-                traces[layer] = neuron.leak * traces[layer] + spikes[layer]
-                potentials[layer] = neuron.leak * (potential.detach() - neuron.reset * spikes[layer])
+            given = (frame, seen if trace_input else frame)
+            sent: list[tuple[Tensor, Tensor]] = []  # what each layer sends on, and its trace
+            for layer, streams in enumerate(incoming):
+                total = torch.zeros_like(potentials[layer])
+                for name, source, module in streams:
+                    made = traced_current(module, *(given if source is None else sent[source]), f"connection '{name}'").reshape(total.shape)
+                    total = total + (made * dropout[name] if name in dropout else made)
+                total = total + arriving[layer] if layer in arriving else total
+                relay = layer in model.relays
+                potential = potentials[layer] + total
+                out = total if relay else spike(potential - neuron.threshold)
+                spikes[layer] = out.detach()
+                graded = relay and not trace_input
+                traces[layer] = spikes[layer] if graded else neuron.leak * traces[layer] + spikes[layer]
+                sent.append((out, out if graded else traces[layer]))
+                if not relay:
+                    potentials[layer] = neuron.leak * (potential.detach() - neuron.reset * spikes[layer])
                 counts[layer] += spikes[layer]
-                sent_trace = traces[layer]
                 if trace:
-                    kept[layer].append(sent_trace)
-            out = traced_current(_readout(model), sent, sent_trace, "the readout")
+                    kept[layer].append(traces[layer])
+            out = traced_current(_readout(model), *sent[-1], "the readout")
             loss = step_loss(out, labels, loss_lambda, model.time_steps)
         gradients.take(loss, last=t == model.time_steps - 1)
         logits.append(out.detach())
@@ -242,6 +247,6 @@ def batch_of(model: FeedbackSNN, logits: Tensor, losses: Tensor, counts: tuple[T
     return Batch(
         loss=float(losses.sum()),
         correct=common.accuracy(logits.sum(0), labels),
-        forward_rate=common.firing_rate(counts, model.time_steps),
-        forward_rates=common.firing_rates(counts, model.time_steps),
+        forward_rate=common.firing_rate(common.of_neurons(model, counts), model.time_steps),
+        forward_rates=common.firing_rates(common.of_neurons(model, counts), model.time_steps),
     )

@@ -4,7 +4,8 @@ A layer keeps its accumulation a[t] = leak a[t-1] + s[t] alone; with L[t] = leak
 
     Uacc_l[t] = W_l a_{l-1}[t] + b_l L[t]  (+ W_f a_k[t-1] for feedback);   s_l[t] = 1[Uacc_l[t] >= A leak a_l[t-1] + V]
 
-fires the spikes of the LIF network (u = Uacc - A leak a[t-1]) with one product a connection and step, where OTTT needs two. Inputs accumulate too.
+fires the spikes of the LIF network (u = Uacc - A leak a[t-1]) with one product a connection and step, where OTTT needs two. Inputs accumulate too, and a
+relay's accumulation is its Uacc. A feedback connection's bias, silent in the first step, counts b L[t-1].
 
 SAF-E   the loss of every step as in OTTT; da/ds = 1 and a[t-1] a constant, so its gradient is OTTT's with `trace_input`. The bias gets factor 1, not L.
 SAF-F   the loss of the last step, CE of the readout of the rates a[T] / L[T]; differentiates clip(current / A, 0, 1) at these rates, layer by layer (spike
@@ -40,22 +41,24 @@ class _Accumulation:
         self.leaks = 0.0
 
     def advance(self, t: int) -> Tensor:
-        """One time step of every layer, with gradients where they are enabled; the last layer's spikes."""
+        """One time step of every layer, with gradients where they are enabled; the last layer's spikes (what it passes on, of a relay)."""
         neuron = self.model.neuron
         self.input = neuron.leak * self.input + (self.frames[..., t] if self.events else self.frames)
+        arriving = self._feedback() if t else {}
         self.leaks = neuron.leak * self.leaks + 1
-        arriving = self._feedback()
-        carried, fired = self.input, self.input
-        for layer, module in enumerate([self.model.input, *self.model.hidden]):
-            name = f"hidden.{layer - 1}" if layer else "input"
-            total = self._dropped(name, self._current(module, name, carried, layer))
+        sent = self.input
+        for layer, found in enumerate(self.model.arriving()):
+            total = torch.zeros_like(self.values[layer])
+            for name, source, module in found:
+                made = self._current(module, name, self.input if source is None else self.values[source], layer)
+                total = total + self._dropped(name, made)
             total = total + arriving[layer] if layer in arriving else total
             before = neuron.leak * self.values[layer].detach()
-            fired = spike(total - neuron.reset * before - neuron.threshold)
-            carried = before + fired
-            self.values[layer] = carried
-            self.counts[layer] += fired.detach()
-        return fired
+            relay = layer in self.model.relays
+            sent = total - before if relay else spike(total - neuron.reset * before - neuron.threshold)
+            self.values[layer] = total if relay else before + sent
+            self.counts[layer] += sent.detach()
+        return sent
 
     def _current(self, module: nn.Module, name: str, accumulated: Tensor, layer: int) -> Tensor:
         """W a + b L, the bias with gradient factor 1."""
@@ -65,11 +68,11 @@ class _Accumulation:
         return made if bias is None else made + (self.leaks - 1) * bias.reshape(1, *self.shapes[layer])
 
     def _feedback(self) -> dict[int, Tensor]:
+        """What feedback connections have brought from the second step on, L still that of the step before."""
         found: dict[int, Tensor] = {}
         for index, ((source, target), module) in enumerate(zip(self.model.loops, self.model.feedback, strict=True)):
             name = f"feedback.{index}"
-            made = current(module, self.values[source].detach(), f"connection '{name}'").reshape(-1, *self.shapes[target])
-            made = self._dropped(name, made)
+            made = self._dropped(name, self._current(module, name, self.values[source].detach(), target))
             found[target] = found[target] + made if target in found else made
         return found
 
@@ -132,12 +135,14 @@ def run_f(model: FeedbackSNN, x: Tensor, labels: Tensor, *, dropout: Mapping[str
             state.advance(t)
     rates = tuple(v / state.leaks for v in state.values)
     with torch.set_grad_enabled(True):
-        carried = state.input / state.leaks
-        for layer, (name, (_, _, module)) in enumerate(model.connections().items()):
-            made = current(module, carried, f"connection '{name}'").reshape(rates[layer].shape)
-            made = made * dropout[name] if name in dropout else made
-            carried = replace((made / model.neuron.reset).clamp(0, 1), rates[layer])
-        logits = model.logits(carried)
+        mean_input, carried = state.input / state.leaks, list[Tensor]()
+        for layer, found in enumerate(model.arriving()):
+            total = torch.zeros_like(rates[layer])
+            for name, source, module in found:
+                made = current(module, mean_input if source is None else carried[source], f"connection '{name}'").reshape(total.shape)
+                total = total + (made * dropout[name] if name in dropout else made)
+            carried.append(replace(total if layer in model.relays else (total / model.neuron.reset).clamp(0, 1), rates[layer]))
+        logits = model.logits(carried[-1])
         loss = functional.cross_entropy(logits, labels)
         parameters = dict(model.named_parameters())
         grads = torch.autograd.grad(common.share(loss), list(parameters.values()))
@@ -190,8 +195,8 @@ class SafF:
         return Batch(
             loss=float(done.loss),
             correct=common.accuracy(done.logits, labels),
-            forward_rate=common.firing_rate(done.counts, model.time_steps),
-            forward_rates=common.firing_rates(done.counts, model.time_steps),
+            forward_rate=common.firing_rate(common.of_neurons(model, done.counts), model.time_steps),
+            forward_rates=common.firing_rates(common.of_neurons(model, done.counts), model.time_steps),
         )
 
     def state(self) -> dict[str, float]:

@@ -281,6 +281,7 @@ def fits(model: FeedbackSNN) -> None:
     """UsageError, naming the layer, unless SPIDE can train `model`."""
     common.fits_equilibrium(model, "spide")
     common.refuse_batch_norm(model, "spide", "train with ide, or leave it out")
+    common.refuse_streams(model, "spide", "train with ide, or leave it out")
 
 
 def run(
