@@ -15,7 +15,11 @@ from toolchain import data, models
 from toolchain.errors import UsageError
 from toolchain.layers import describe
 
-PARAMETERS = {"mnist-fc": 478_010, "mnist-fc2": 418_810, "digits-fc": 3_434, "fashion-fc": 478_811}
+PARAMETERS = {"mnist-fc": 478_010, "mnist-fc2": 418_810, "digits-fc": 3_434, "fashion-fc": 478_811} | {
+    "mnist-ide": 478_010,
+    "mnist-dsr": 318_811,
+    **dict.fromkeys(("mnist-ottt-a", "mnist-ottt-o", "mnist-saf-e", "mnist-saf-f"), 318_010),
+}
 SHIPPED = [name for name in models.names() if models.get(name).shipped]
 ACCURACY = {"mnist-fc": ("mnist-1k", 0.97), "mnist-fc2": ("mnist-1k", 0.97), "digits-fc": ("digits", 0.88)}
 
