@@ -159,7 +159,7 @@ def test_the_if_network_of_dsr_starts_from_its_own_thresholds() -> None:
     """The setting that preactresnet_18.py names: other neurons, the same initial weights."""
     train = import_module("toolchain.train")
     setting = "network.trained_threshold={threshold: 6.0, alpha: 0.5, bound: 0.01, tau: null, dt: 0.05}"
-    chosen = train._config("preactresnet-18", {}, [setting])
+    chosen = train.configure("preactresnet-18", {}, [setting])
     module = train._module("preactresnet-18", chosen)
     assert {float(threshold) for threshold in module.thresholds} == {6.0}
     assert module.leak == 1
