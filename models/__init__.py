@@ -17,6 +17,7 @@ CATALOGUE = {
     "fashion-fc": ("fashion_fc", "784-400(F400)-10 with batch norm for Fashion-MNIST, trained by IDE; LIF, T 5"),
     "mnist-fc": ("mnist_fc", "784-400(F400)-10 for MNIST, trained by SPIDE; T 30, T_B 100"),
     "mnist-fc2": ("mnist_fc2", "784-300-300 with feedback last to first, for MNIST, trained by SPIDE; T 30, T_B 100"),
+    "fashion-r400": ("fashion_r400", "784-400(F400)-10 of leaky neurons for Fashion-MNIST, trained by OTTT; T 5"),
     "mnist-ide": ("mnist_ide", "784-400(F400)-10 for MNIST, trained by IDE; T 30"),
     "mnist-dsr": ("mnist_dsr", "784-400-10 with trained thresholds for MNIST, trained by DSR; T 20"),
     "mnist-ottt-a": ("mnist_ottt_a", "784-400-10 of leaky neurons for MNIST, trained by OTTT_A; T 6"),

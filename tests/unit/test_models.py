@@ -16,6 +16,7 @@ from toolchain.errors import UsageError
 from toolchain.layers import describe
 
 PARAMETERS = {"mnist-fc": 478_010, "mnist-fc2": 418_810, "digits-fc": 3_434, "fashion-fc": 478_811} | {
+    "fashion-r400": 478_010,
     "mnist-ide": 478_010,
     "mnist-dsr": 318_811,
     **dict.fromkeys(("mnist-ottt-a", "mnist-ottt-o", "mnist-saf-e", "mnist-saf-f"), 318_010),
