@@ -145,7 +145,8 @@ def test_every_spike_is_that_of_the_plain_loop(changes: dict[str, Any], norm: bo
 
 
 def test_skips_between_neurons_run_on_the_native_kernel_too() -> None:
-    model = network(relays=(), skips=[(0, 3, nn.Identity()), (1, 3, conv(3, 3, 1))])
+    chain = [nn.Identity(), conv(3, 5), conv(5, 3), Scale(0.9), nn.Linear(48, 6)]
+    model = network(relays=(), hidden=chain, skips=[(0, 3, nn.Identity()), (1, 3, conv(3, 3, 1))])
     x, _ = batch(model, samples=3)
     if native.missing() is None:
         found = model.equilibrium(x, trace=True, kernel="native")
