@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from toolchain import network as plain
 from toolchain.errors import UsageError
 from toolchain.ir import leak_sum
-from toolchain.layers import connections
-from toolchain.layers import events as stepping
+from toolchain.layers import connections, stepping
 from toolchain.layers.connections import Statistics, current
-from toolchain.layers.events import Kernel, Stage
 from toolchain.layers.maps import Map
+from toolchain.layers.stepping import Kernel, Stage
 from toolchain.network import Counts, Network, Neuron, Normalization, TrainedThreshold
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from toolchain import processes
 from toolchain.ir import leak_sum
 from toolchain.layers import Equilibrium, FeedbackSNN, Map, advance, current
-from toolchain.layers.events import Current, Kernel, Neurons, Stage, chosen
+from toolchain.layers.stepping import Current, Kernel, Neurons, Stage, chosen
 from toolchain.methods import Batch, common
 from toolchain.methods.common import ReadoutError, dropout_factors, readout_error
 from toolchain.network import CLIPPED_FROM
@@ -109,7 +109,7 @@ def feedback_stage(
 ) -> Feedback:
     """Stage 2: `error` = d(scale_factor * loss)/d(last rates), (samples, *last shape), drives the transposed network for T_B steps.
 
-    Without `leak_back` leaky neurons carry the gradient without leak. `kernel` says what runs the steps (see `layers.events`): the same equations,
+    Without `leak_back` leaky neurons carry the gradient without leak. `kernel` says what runs the steps (see `layers.stepping`): the same equations,
     currents summed in another order.
     """
     leak = model.neuron.leak if leak_back else 1.0
@@ -312,7 +312,7 @@ class Spide:
 
     "auto" keeps it at half the largest factor at which 0.1 % of the couples clip: beta is linear in the factor, so that quantile of |beta| tells
     how far it may grow; found on the first batch, then smoothed over about 20 batches. `leak_back`: leaky neurons leak in the feedback stage, too.
-    `kernel` says what runs both stages (see `layers.events`).
+    `kernel` says what runs both stages (see `layers.stepping`).
     """
 
     def __init__(self, scale_factor: float | str, leak_back: bool = True, kernel: Kernel = "auto") -> None:
@@ -373,16 +373,15 @@ def _bounded(factor: float) -> float:
 
 
 def _batch(model: FeedbackSNN, done: Pass, labels: Tensor) -> Batch:
-    counts = torch.cat([c.flatten() for c in done.forward.equilibrium.counts])
-    activity = torch.cat([a.flatten() for a in done.feedback.activity])
+    counts, activity = done.forward.equilibrium.counts, done.feedback.activity
     clipped = torch.cat([c.flatten() for c in done.feedback.clipped])
     return Batch(
         loss=float(done.readout.loss),
-        correct=float((done.readout.logits.argmax(1) == labels).float().mean()),
-        forward_rate=float(counts.float().mean()) / model.time_steps,
-        feedback_rate=float(activity.float().mean()) / model.feedback_steps,
+        correct=common.accuracy(done.readout.logits, labels),
+        forward_rate=common.firing_rate(counts, model.time_steps),
+        feedback_rate=common.firing_rate(activity, model.feedback_steps),
         clipped=float(clipped.float().mean()),
-        silent=float((activity == 0).float().mean()),
-        forward_rates=common.firing_rates(done.forward.equilibrium.counts, model.time_steps),
-        feedback_rates=common.firing_rates(done.feedback.activity, model.feedback_steps),
+        silent=float((torch.cat([a.flatten() for a in activity]) == 0).float().mean()),
+        forward_rates=common.firing_rates(counts, model.time_steps),
+        feedback_rates=common.firing_rates(activity, model.feedback_steps),
     )

@@ -1,6 +1,6 @@
 """The compiled part: event-driven time steps in C (`spikes.c`), built with the package where there is a compiler, and never needed.
 
-This module finds the library and describes its arguments; what they must be is checked by those who call (`layers.events`). No torch here.
+This module finds the library and describes its arguments; what they must be is checked by those who call (`layers.stepping`). No torch here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/* Event-driven time steps of spiking layers, for toolchain.layers.events (which checks every argument before it calls).
+/* Event-driven time steps of spiking layers, for toolchain.layers.stepping (which checks every argument before it calls).
 
    A layer's neurons are in order (row, column, channel). An edge takes a spike of the source neuron (y, x, c) to a block of targets:
 

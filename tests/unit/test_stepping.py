@@ -10,8 +10,8 @@ from toolchain import native
 from toolchain.errors import ToolchainError, UsageError
 from toolchain.layers import FeedbackSNN, Frobenius, Limited, Neuron, Scale, TrainedThreshold
 from toolchain.layers.connections import prepare
-from toolchain.layers.events import Current, Neurons, Stage, chosen
 from toolchain.layers.maps import ChainMap, ScaleMap
+from toolchain.layers.stepping import Current, Neurons, Stage, chosen
 from toolchain.methods import spide
 
 needs_kernel = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
