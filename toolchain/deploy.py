@@ -215,7 +215,7 @@ def _shape_of(source: Source, dataset: str) -> tuple[int | None, int | None]:
     """The number of frames and the size that a data set of events or large images is brought to for this model."""
     if source.module is None:
         return None, None
-    return source.module.time_steps, source.module.input_shape[-1] if dataset in data.SIZES else None
+    return source.module.time_steps, data.size_for(dataset, source.module.input_shape)
 
 
 def available(target: str, fallback: str | None = None, *, instead: str = "add --fallback sim to run there instead") -> Target:

@@ -190,13 +190,13 @@ def together(device: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it is, one process says it
-        if not (_said_by_another() if _partner_is_gone(error) else not _claims()):
-            if _partner_is_gone(error):
-                raise ToolchainError(
-                    f"another process of this training is gone ({_first_line(error)}): see what torchrun says of it"
-                ) from None
-            raise
-        raise SystemExit(error.exit_code if isinstance(error, ToolchainError) else 1) from None
+        gone = _partner_is_gone(error)
+        said = _said_by_another() if gone else not _claims()
+        if said:
+            raise SystemExit(error.exit_code if isinstance(error, ToolchainError) else 1) from None
+        if gone:
+            raise ToolchainError(f"another process of this training is gone ({_first_line(error)}): see what torchrun says of it") from None
+        raise
     finally:
         with contextlib.suppress(RuntimeError):
             group.destroy_process_group()

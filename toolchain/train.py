@@ -291,8 +291,9 @@ def _same(name: str, before: object, now: object, folder: Path) -> None:
 def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[data.Dataset, data.Dataset | None]:
     """(to learn from, to choose by, if anything), both of the training split; UsageError where the images do not fit the network."""
     takes, name = chosen.network, chosen.train.dataset
-    size = takes.input_shape[-1] if name in data.SIZES else None
-    whole = data.load(name, split="train", data_dir=data_dir, time_steps=takes.time_steps, image_size=size)
+    whole = data.load(
+        name, split="train", data_dir=data_dir, time_steps=takes.time_steps, image_size=data.size_for(name, takes.input_shape)
+    )
     shape = whole.images.shape[1:]
     events = len(shape) == len(takes.input_shape) + 1 and shape[:-1] == takes.input_shape
     if not events and prod(shape) != prod(takes.input_shape):

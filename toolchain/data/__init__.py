@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "names",
     "read_idx",
+    "size_for",
 ]
 
 EVENTS = ("nmnist", "cifar10-dvs")
@@ -88,6 +89,11 @@ def load(
             f"{samples} samples were asked for but the {split} part of '{name}' has {len(dataset)}: ask for 1 to {len(dataset)}"
         )
     return dataset.part(0, samples)
+
+
+def size_for(name: str, input_shape: tuple[int, ...]) -> int | None:
+    """The `image_size` that brings `name` to a network which takes samples of `input_shape`; None where the set has one size only."""
+    return input_shape[-1] if name in SIZES else None
 
 
 def _load(name: str, split: str, data_dir: str | os.PathLike[str] | None, time_steps: int | None, image_size: int | None) -> Dataset:

@@ -14,6 +14,16 @@ from toolchain.errors import UsageError
 from toolchain.layers import FeedbackSNN
 
 
+class Stateless:
+    """A method that carries nothing from one batch to the next, so that a checkpoint holds nothing of it."""
+
+    def state(self) -> dict[str, float]:
+        return {}
+
+    def restore(self, state: dict[str, float]) -> None:
+        return
+
+
 def dropout_factors(model: FeedbackSNN, samples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """One factor, 0 or 1/(1-p), per connection, sample and target neuron, shared by all time steps; empty without dropout.
 

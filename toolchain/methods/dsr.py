@@ -146,7 +146,7 @@ def run(
     return Pass(tuple(r.detach() for r in representations), logits.detach(), loss.detach(), rate, tuple(rates), gradients)
 
 
-class Dsr:
+class Dsr(common.Stateless):
     """DSR as a training method."""
 
     def __init__(self, threshold_gradient: float = 1.0) -> None:
@@ -168,9 +168,3 @@ class Dsr:
             forward_rate=done.forward_rate,
             forward_rates=done.forward_rates,
         )
-
-    def state(self) -> dict[str, float]:
-        return {}
-
-    def restore(self, state: dict[str, float]) -> None:
-        return

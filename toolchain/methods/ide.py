@@ -267,7 +267,7 @@ def _split(whole: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.reshape(part.shape) for piece, part in zip(pieces, like, strict=True)]
 
 
-class Ide:
+class Ide(common.Stateless):
     """IDE as a training method; the settings are those of `run`."""
 
     def __init__(self, solver: str = "broyden", threshold: int = 30, as_published: bool = False) -> None:
@@ -298,9 +298,3 @@ class Ide:
             forward_rate=common.firing_rate(common.of_neurons(model, done.equilibrium.counts), model.time_steps),
             forward_rates=common.firing_rates(common.of_neurons(model, done.equilibrium.counts), model.time_steps),
         )
-
-    def state(self) -> dict[str, float]:
-        return {}
-
-    def restore(self, state: dict[str, float]) -> None:
-        return

@@ -202,7 +202,7 @@ def _feedback(
     return found
 
 
-class OtttA:
+class OtttA(common.Stateless):
     """OTTT_A as a training method: one step of the optimiser a batch."""
 
     online = False
@@ -228,12 +228,6 @@ class OtttA:
         for name, parameter in model.named_parameters():
             parameter.grad = done.gradients.get(name)
         return batch_of(model, done.logits, done.losses, done.counts, labels)
-
-    def state(self) -> dict[str, float]:
-        return {}
-
-    def restore(self, state: dict[str, float]) -> None:
-        return
 
 
 class OtttO(OtttA):

@@ -155,7 +155,7 @@ def _fits_f(model: FeedbackSNN) -> None:
     common.refuse_feedback(model, "saf-f", "train with saf-e, ide or spide, or leave it out")
 
 
-class SafE:
+class SafE(common.Stateless):
     """SAF-E as a training method: a step of the optimiser at every time step."""
 
     def __init__(self, loss_lambda: float = 0.05) -> None:
@@ -173,14 +173,8 @@ class SafE:
             parameter.grad = done.gradients.get(name)
         return batch_of(model, done.logits, done.losses, done.counts, labels)
 
-    def state(self) -> dict[str, float]:
-        return {}
 
-    def restore(self, state: dict[str, float]) -> None:
-        return
-
-
-class SafF:
+class SafF(common.Stateless):
     """SAF-F as a training method: one step of the optimiser a batch, from the accumulations of the last time step."""
 
     def fits(self, model: FeedbackSNN) -> None:
@@ -198,9 +192,3 @@ class SafF:
             forward_rate=common.firing_rate(common.of_neurons(model, done.counts), model.time_steps),
             forward_rates=common.firing_rates(common.of_neurons(model, done.counts), model.time_steps),
         )
-
-    def state(self) -> dict[str, float]:
-        return {}
-
-    def restore(self, state: dict[str, float]) -> None:
-        return
