@@ -177,11 +177,12 @@ def main() -> None:
             "versions": done.versions,
         }
         print(json.dumps(found), file=file)
+    accuracy = "no image was held out" if done.held_out_accuracy is None else f"held-out accuracy {done.held_out_accuracy:.2%}"
     print(
         f"{asked.model}, {done.epochs} epochs, {found['sampled']} batches compared: cosine at least {found['least_cosine']:.4f} "
         f"(batch {found['least_at_batch']}), mean {found['mean_cosine']:.4f}, {found['share_below_0.99']:.1%} below 0.99; "
         f"least of any parameter {min(found['least_by_parameter'].values()):.4f}; scale factor {found['scale_factor'][0]:.0f} to "
-        f"{found['scale_factor'][1]:.0f}; at most {found['most_clipped']:.2%} clipped; held-out accuracy {done.held_out_accuracy:.2%}"
+        f"{found['scale_factor'][1]:.0f}; at most {found['most_clipped']:.2%} clipped; {accuracy}"
     )
 
 

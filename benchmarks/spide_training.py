@@ -1,6 +1,6 @@
 """Samples per second of SPIDE's training on ConvNet-F: ours beside the equations written plainly in PyTorch, in the same run.
 
-python benchmarks/spide_training.py [--batches 128,16,1] [--steps 60] [--threads 1] [--data-dir DIR]
+python benchmarks/spide_training.py [--batches 128,16,1] [--steps 150] [--threads 1] [--data-dir DIR]
 
 The network is SPIDE's for MNIST, 64C5s-64C5s-64C5 with a transposed convolution back, T 30, T_B 100, scale factor 100, dropout 0.2. Every row times
 whole training passes (both stages and all gradients) on the same images, factors and weights: the initial ones, and those after a short real training,
@@ -21,47 +21,20 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from toolchain import data, native
+from toolchain import data, models, native
 from toolchain.describe import table
 from toolchain.errors import UsageError
-from toolchain.layers import FeedbackSNN, Frobenius, Limited, Neuron, Normalize
+from toolchain.layers import FeedbackSNN
 from toolchain.methods import get, spide
 from toolchain.versions import versions
 
+NETWORK = models.get("convnet-f")
+
 SECONDS = 4.0
 """About how long each row is measured."""
-
-
-def convnet_f() -> FeedbackSNN:
-    """ConvNet-F of SPIDE for MNIST, 274,826 parameters, 18,816 neurons, initial weights as in its authors' code."""
-    torch.manual_seed(0)
-    input, first, second = nn.Conv2d(1, 64, 5, 2, 2), nn.Conv2d(64, 64, 5, 2, 2), nn.Conv2d(64, 64, 5, 1, 2)
-    back = nn.ConvTranspose2d(64, 64, 3, 2, 1, 1, bias=False)
-    with torch.no_grad():
-        for connection in (input, first, second, back):
-            nn.init.kaiming_uniform_(connection.weight, a=1)
-        for connection in (input, first, second):
-            nn.init.zeros_(connection.bias)
-        back.weight *= 0.1
-    model = FeedbackSNN(
-        name="convnet-f",
-        input_shape=(1, 28, 28),
-        input=input,
-        hidden=[first, second],
-        feedback=[(2, 0, Limited(back, Frobenius(2.0)))],
-        readout=nn.Linear(3136, 10),
-        neuron=Neuron(threshold=1.0, u_rest=-1.0, threshold_back=0.5, u_rest_back=-0.5),
-        time_steps=30,
-        feedback_steps=100,
-        scale_factor=100.0,
-        dropout=0.2,
-        normalize=Normalize(0.1307, 0.3081),
-    )
-    assert sum(p.numel() for p in model.parameters()) == 274826
-    return model
 
 
 @dataclass(frozen=True)
@@ -166,7 +139,7 @@ def speed(work: Callable[[], object], samples: int) -> float:
 
 def trained(images: Tensor, labels: Tensor, steps: int) -> FeedbackSNN:
     """The network after `steps` batches of 128 by our SPIDE, learning rate 0.05."""
-    model, method = convnet_f(), get("spide", 100.0)
+    model, method = NETWORK.build(), get("spide", 100.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
@@ -197,13 +170,13 @@ def main() -> None:
     if native.missing():
         print(native.missing())
     rows = []
-    for name, model in (("initial", convnet_f()), (f"after {asked.steps} batches", trained(images, labels, asked.steps))):
+    for name, model in (("initial", NETWORK.build()), (f"after {asked.steps} batches", trained(images, labels, asked.steps))):
         for samples in (int(size) for size in asked.batches.split(",")):
             x, y = images[-samples:], labels[-samples:]
             dropout = spide.dropout_factors(model, samples, torch.Generator().manual_seed(1))
             few = min(samples, 16)
             exact = {key: value[:few].double() for key, value in dropout.items()}
-            double = convnet_f().double()
+            double = NETWORK.build().double()
             double.load_state_dict(model.state_dict())
             reference = plainly(double, x[:few].double(), y[:few], exact)
             single = plainly(model, x, y, dropout)
