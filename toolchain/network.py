@@ -337,6 +337,10 @@ def _weights(part: Part) -> int:
     return 0
 
 
+def _outputs(part: Part) -> int:
+    return part.outputs if isinstance(part, (Linear, Conv2d, ConvTranspose2d)) else 0
+
+
 def _check_threshold(neuron: TrainedThreshold, where: str) -> None:
     numbers = (neuron.threshold, neuron.alpha, neuron.bound, neuron.dt, 1.0 if neuron.tau is None else neuron.tau)
     _require(
@@ -529,6 +533,8 @@ def windows(size: int, wanted: int) -> list[tuple[int, int]]:
 
 
 def _check_weight(part: Part, where: str) -> None:
+    if getattr(part, "standardized", False) and _weights(part) == _outputs(part):
+        raise UsageError(f"{where} standardises one weight for each output, which has no variance: leave standardized out")
     limit = getattr(part, "limit", None)
     if limit is None:
         return

@@ -163,6 +163,11 @@ def test_pooling_is_a_spiking_layer() -> None:
         ({"relays": [0, 1, 2]}, "has relays only"),
         ({"trained_threshold": TrainedThreshold(alpha=1.5)}, "alpha = 1.5"),
         ({"trained_threshold": TrainedThreshold(threshold=0.0)}, "not above 0"),
+        (
+            {"input": Standardized(nn.Conv2d(2, 3, 3, 2, 1)), "hidden": [Standardized(nn.Linear(48, 1)), Standardized(nn.Linear(1, 6))]},
+            "no variance",
+        ),
+        ({"input": nn.Conv2d(2, 3, 3, 2, 1), "hidden": [nn.Linear(48, 6), *2 * [nn.Linear(6, 6)]], "feedback": []}, "one module for two"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:

@@ -142,6 +142,10 @@ class FeedbackSNN(nn.Module):
         if trained_threshold is not None:
             self.thresholds.extend(nn.Parameter(torch.tensor(trained_threshold.threshold)) for _ in self.spiking)
         plain.check(describe(self))
+        used = [module for _, _, module in self.connections().values()] + ([] if readout is None else [readout])
+        weights = [id(weight) for module in used for weight in module.parameters()]
+        if len(set(weights)) < len(weights):  # a gradient would miss a part, and a description has no word for it
+            raise UsageError(f"network '{name}' uses one module for two connections: give each weights of its own")
 
     @property
     def layers(self) -> int:
@@ -191,7 +195,7 @@ class FeedbackSNN(nn.Module):
         per_step, gain = (1.0, 1.0) if trained.tau is None else (trained.dt, 1 - trained.leak)
         found = dict.fromkeys(range(self.layers), RELAY)
         for layer, threshold in self.layer_thresholds().items():
-            v = float(threshold.detach())
+            v = float(threshold.detach().clamp(min=trained.bound))  # as DSR does before a batch: the last update may have gone below
             found[layer] = Firing(trained.alpha * v, v, v / per_step, gain)
         return tuple(found.values())
 
