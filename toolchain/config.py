@@ -18,6 +18,8 @@ from toolchain.network import Network
 LARGEST_CONFIG = 1 << 18
 """A config longer than this many bytes is another kind of file."""
 
+BOOL = "tag:yaml.org,2002:bool"
+
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -135,10 +137,15 @@ def text(config: Config) -> str:
 
 
 def _loader() -> Any:
-    """PyYAML's safe loader without aliases, which can unfold a small file into a huge one, and without keys given twice, whose last would win."""
+    """PyYAML's safe loader without aliases, which can unfold a small file into a huge one, without keys given twice, whose last would win, and without on and off for true and false."""
     import yaml
 
     class Plain(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [(tag, form) for tag, form in found if tag != BOOL or first not in "oO"]
+            for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("aliases are not taken")

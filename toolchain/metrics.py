@@ -69,7 +69,7 @@ def sentence(line: Epoch, epochs: int) -> str:
     """What the terminal says after an epoch."""
     accuracy = f"accuracy {line.accuracy:.2%}" if line.held_out_accuracy is None else f"held-out accuracy {line.held_out_accuracy:.2%}"
     said = f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, {accuracy}, firing rates {line.forward_rate:.3f} forward"
-    if line.feedback_rate:
+    if line.feedback_rates:
         said += f" and {line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent"
     return f"{said}, {line.seconds:.0f} s"
 

@@ -14,6 +14,7 @@ from toolchain import methods
 from toolchain.checkpoint import load
 from toolchain.errors import UsageError
 from toolchain.layers import FeedbackSNN, Limited, Neuron, Spectral, Standardized, TrainedThreshold
+from toolchain.methods import dsr
 from toolchain.train import train
 
 SHORT = {"train.batch": 50, "train.held_out": 200, "train.dataset": "digits", "train.epochs": 4, "train.schedule": "constant"}
@@ -195,3 +196,34 @@ def test_memory_does_not_grow_with_time_but_where_the_method_needs_it(method: st
         peaks.append(meter.peak)
     assert peaks[0] > 0
     assert (peaks[1] == peaks[0]) == (method != "dsr")  # batch normalisation over all steps at once
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ide", {"threshold": "foo"}, "option 'threshold' of method 'ide' is 'foo': give a value of the kind of its default, 30"),
+        ("ide", {"threshold": 2.5}, "kind of its default, 30"),
+        ("ide", {"threshold": -3}, "give a number from 0 up"),
+        ("ottt-a", {"loss_lambda": 7}, "give a number from 0 to 1"),
+        ("saf-e", {"loss_lambda": "x"}, "kind of its default, 0.05"),
+        ("spide", {"leak_back": 5}, "kind of its default, True"),
+    ],
+)
+def test_options_of_another_kind_or_range_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        methods.get(name, options=options)
+
+
+def test_whole_numbers_are_taken_for_options_with_fractions() -> None:
+    methods.get("ottt-a", options={"loss_lambda": 0})
+    methods.get("dsr", options={"threshold_gradient": 1})
+
+
+def test_a_threshold_below_its_bound_fires_as_it_does_in_training() -> None:
+    model = network(trained_threshold=TrainedThreshold(threshold=1.0, bound=0.01), neuron=None)
+    with torch.no_grad():
+        model.thresholds[0].fill_(-0.5)
+    images = torch.rand(4, 1, 8, 8)
+    before = model(images)
+    assert torch.equal(before, dsr.run(model, images, torch.arange(4)).logits)
+    assert float(model.thresholds[0].detach()) == pytest.approx(0.01)

@@ -260,3 +260,7 @@ def test_learning_rates_follow_their_schedule() -> None:
     steps = Training(epochs=10, lr=1.0, schedule="steps", milestones=(2, 5), decay=0.1)
     assert [learning_rate(steps, batch, 10) for batch in (19, 20, 50)] == pytest.approx([1.0, 0.1, 0.01])
     assert learning_rate(Training(schedule="constant", lr=0.3), 999, 10) == 0.3
+
+
+def test_off_is_a_word_in_settings() -> None:
+    assert config.assignments(["train.amp=off", "train.augment={flip: yes}"]) == {"train.amp": "off", "train.augment": {"flip": True}}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, Union, cast
 
 from toolchain.errors import UsageError, unknown
@@ -87,6 +88,20 @@ def check_amp(name: str) -> None:
         raise UsageError(f"method '{name}' needs float32, since {FLOAT32[name]}: leave train.amp off (ottt-a and ottt-o take it)")
 
 
+LARGEST = {"loss_lambda": 1.0}
+"""Options that have an upper bound; none is negative."""
+
+
+def _check_option(name: str, option: str, value: object, default: object) -> None:
+    """UsageError unless `value` is of the kind of the option's default, and in its range."""
+    where = f"option '{option}' of method '{name}' is {value!r}"
+    kinds = (int, float) if type(default) is float else (type(default),)
+    if type(value) not in kinds:
+        raise UsageError(f"{where}: give a value of the kind of its default, {default!r}")
+    if isinstance(value, (int, float)) and not 0 <= value <= LARGEST.get(option, inf):
+        raise UsageError(f"{where}: give a number from 0{f' to {LARGEST[option]:g}' if option in LARGEST else ' up'}")
+
+
 def get(name: str, scale_factor: Union[float, str] = 1.0, options: Mapping[str, Any] | None = None) -> Method:
     """The method called `name`, `options` being settings of its own; UsageError lists what there is. Only SPIDE has a scale factor."""
     if name not in FILES:
@@ -94,8 +109,9 @@ def get(name: str, scale_factor: Union[float, str] = 1.0, options: Mapping[str, 
     file, kind = FILES[name]
     made = getattr(import_module(f"toolchain.methods.{file}"), kind)
     chosen = {**(options or {}), **({"scale_factor": scale_factor} if name == "spide" else {})}
-    known = [parameter for parameter in signature(made).parameters if parameter != "scale_factor"]
-    for option in options or {}:
-        if option not in known:
-            raise UsageError(f"method '{name}' has no option '{option}': it has {', '.join(known) or 'none'}")
+    defaults = {key: parameter.default for key, parameter in signature(made).parameters.items() if key != "scale_factor"}
+    for option, value in (options or {}).items():
+        if option not in defaults:
+            raise UsageError(f"method '{name}' has no option '{option}': it has {', '.join(defaults) or 'none'}")
+        _check_option(name, option, value, defaults[option])
     return cast(Method, made(**chosen))
