@@ -104,7 +104,7 @@ class Watched(spide.Spide):
             "batch": number,
             "cosine": cosine(flat(ours, exact), flat(exact, exact)),
             "by_parameter": {name: cosine(ours[name], gradient) for name, gradient in exact.items()},
-            "scale_factor": self.used,
+            "scale_factor": self.scale_factor,
             "loss": batch.loss,
             "clipped": batch.clipped,
             "silent": batch.silent,

@@ -46,17 +46,19 @@ __all__ = [
     "run",
 ]
 
-CLIPPED_SHARE = 0.001
-"""The automatic scale factor is half the largest at which this share of couples clips."""
+AIM = 0.8
+"""Of Ab: where the automatic scale factor wants the largest |beta| of a batch. From 0.98 a couple counts as clipped."""
+
+FIRST_REACH = 1.6
+"""How far beta exceeds g, at first: between 1.4 and 1.9 on trained networks with feedback, where the automatic scale factor learns it."""
+
+LARGEST_FACTOR = 1e5
 
 SURELY_SILENT = 0.99
 """Of the threshold: what T_B equal currents may add up to without firing, however their sum is rounded."""
 
 AT_ONCE = 300_000
 """Neurons whose feedback steps torch runs together on a CPU: their state fits the second-level cache or nearly so."""
-
-FIRST_TRIALS = 4
-"""Feedback stages that find the automatic scale factor on the first batch; each can halve the factor of a batch that clips, or raise it by far."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ def run(
     model: FeedbackSNN,
     x: Tensor,
     labels: Tensor,
-    scale_factor: float,
+    scale_factor: float | Callable[[Tensor], float],
     *,
     dropout: Mapping[str, Tensor] | None = None,
     as_published: bool = False,
@@ -296,29 +298,35 @@ def run(
     leak_back: bool = True,
     kernel: Kernel = "auto",
 ) -> Pass:
-    """Forward stage, loss, feedback stage and local updates of one batch; UsageError where a layer does not fit."""
+    """Forward stage, loss, feedback stage and local updates of one batch; UsageError where a layer does not fit.
+
+    `scale_factor`: a number, or what chooses it given the unscaled error dL/d(last rates), (samples, *last shape).
+    """
     fits(model)
     if model.training:
         advance(model)
     forward = forward_stage(model, x, dropout=dropout, as_published=as_published, trace=trace, kernel=kernel)
-    readout = readout_error(model, forward.equilibrium.rates[-1], labels, scale_factor)
+    last = forward.equilibrium.rates[-1]
+    factor = scale_factor(readout_error(model, last, labels, 1.0).error) if callable(scale_factor) else scale_factor
+    readout = readout_error(model, last, labels, factor)
     feedback = feedback_stage(model, forward, readout.error, leak_back=leak_back, trace=trace, kernel=kernel)
     gradients = local_gradients(model, forward, feedback.beta, as_published=as_published) | readout.gradients
-    return Pass(scale_factor, forward, readout, feedback, gradients)
+    return Pass(factor, forward, readout, feedback, gradients)
 
 
 class Spide:
     """SPIDE as a training method. `scale_factor` brings the error into the couples' resolution, Vb / T_B << |g| < Ab.
 
-    "auto" keeps it at half the largest factor at which 0.1 % of the couples clip: beta is linear in the factor, so that quantile of |beta| tells
-    how far it may grow; found on the first batch, then smoothed over about 20 batches. `leak_back`: leaky neurons leak in the feedback stage, too.
-    `kernel` says what runs both stages (see `layers.stepping`).
+    "auto" chooses it for every batch, from the largest |g| of its error: such that the largest |beta| comes to 0.8 Ab, given how far beta exceeded g in
+    the batches before (`reach`, smoothed over about 10). No couple clips then, which late in training matters more than resolution: a few hard samples
+    carry the gradient, and theirs are the couples that would clip. `leak_back`: leaky neurons leak in the feedback stage, too. `kernel` says what runs
+    both stages (see `layers.stepping`).
     """
 
     def __init__(self, scale_factor: float | str, leak_back: bool = True, kernel: Kernel = "auto") -> None:
         self.automatic = scale_factor == "auto"
-        self.scale_factor = 0.0 if self.automatic else float(scale_factor)
-        self.used = self.scale_factor
+        self.scale_factor = 1.0 if self.automatic else float(scale_factor)
+        self.reach = FIRST_REACH
         self.leak_back, self.kernel = leak_back, kernel
 
     def fits(self, model: FeedbackSNN) -> None:
@@ -328,48 +336,38 @@ class Spide:
         self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
     ) -> Batch:
         dropout = dropout_factors(model, len(images), generator)
-        if self.scale_factor == 0:
-            self.scale_factor = self._first(model, images, labels, dropout)
-        done = run(model, images, labels, self.scale_factor, dropout=dropout, leak_back=self.leak_back, kernel=self.kernel)
-        self.used = self.scale_factor
+        factor = (lambda error: self._factor(model, error)) if self.automatic else self.scale_factor
+        done = run(model, images, labels, factor, dropout=dropout, leak_back=self.leak_back, kernel=self.kernel)
+        self.scale_factor = done.scale_factor
         for name, parameter in model.named_parameters():
-            parameter.grad = done.gradients[name] / self.scale_factor
+            parameter.grad = done.gradients[name] / done.scale_factor
         if self.automatic:
-            self.scale_factor = _bounded(self.scale_factor**0.95 * _wanted(model, done.feedback, self.scale_factor) ** 0.05)
+            self._learn_reach(model, done)
         return _batch(model, done, labels)
 
-    def _first(self, model: FeedbackSNN, images: Tensor, labels: Tensor, dropout: Mapping[str, Tensor]) -> float:
-        """The automatic factor of a first batch, from the largest error that cannot clip by itself."""
-        fits(model)
-        forward = forward_stage(model, images, dropout=dropout, kernel=self.kernel)
-        error = readout_error(model, forward.equilibrium.rates[-1], labels, 1.0).error
+    def _factor(self, model: FeedbackSNN, error: Tensor) -> float:
+        """The factor for a batch whose unscaled error is `error`."""
         largest = processes.kth_largest(error.abs().flatten(), 1)
         if not 0 < largest < float("inf"):
             return 1.0
-        factor = _bounded(0.5 * model.neuron.reset_back / largest)
-        for _ in range(FIRST_TRIALS):
-            feedback = feedback_stage(model, forward, error * factor, leak_back=self.leak_back, kernel=self.kernel)
-            factor = _bounded(_wanted(model, feedback, factor))
-        return factor
+        return min(max(AIM * model.neuron.reset_back / (self.reach * largest), 1.0), LARGEST_FACTOR)
+
+    def _learn_reach(self, model: FeedbackSNN, done: Pass) -> None:
+        driven = processes.kth_largest(done.readout.error.abs().flatten(), 1)
+        reached = processes.kth_largest(torch.cat([beta.abs().flatten() for beta in done.feedback.beta]), 1)
+        if not 0 < driven < float("inf") or reached == 0:
+            return
+        beyond = (
+            1.25 if reached >= CLIPPED_FROM * model.neuron.reset_back else 1.0
+        )  # a clipped couple does not tell how far it would have gone
+        self.reach = self.reach**0.9 * max(beyond * reached / driven, 1.0) ** 0.1
 
     def state(self) -> dict[str, float]:
-        return {"scale_factor": self.scale_factor}
+        return {"scale_factor": self.scale_factor, "reach": self.reach}
 
     def restore(self, state: dict[str, float]) -> None:
         self.scale_factor = state["scale_factor"]
-
-
-def _wanted(model: FeedbackSNN, feedback: Feedback, factor: float) -> float:
-    """Half the factor at which CLIPPED_SHARE of the couples of a batch would clip, as far as those of `factor` tell."""
-    magnitudes = torch.cat([beta.abs().flatten() for beta in feedback.beta])
-    above = int(len(magnitudes) * processes.size() * CLIPPED_SHARE)
-    extreme = processes.kth_largest(magnitudes, above + 1)
-    floor = model.neuron.reset_back / model.feedback_steps
-    return 0.5 * factor * model.neuron.reset_back / max(extreme, floor)
-
-
-def _bounded(factor: float) -> float:
-    return min(max(factor, 1.0), 1e5)
+        self.reach = state.get("reach", FIRST_REACH)
 
 
 def _batch(model: FeedbackSNN, done: Pass, labels: Tensor) -> Batch:
