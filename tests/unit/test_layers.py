@@ -206,3 +206,14 @@ def test_a_plain_readout_does_not_leak_in_the_graph() -> None:
         name="plain", input_shape=(3,), input=nn.Linear(3, 4), readout=nn.Linear(4, 2), neuron=Neuron(leak=0.5), weighted_readout=False
     )
     assert lower(model).phase("forward").dynamics["readout"].leak == 1.0
+
+
+def test_a_limited_weight_of_zeros_stays_zero_with_finite_gradients() -> None:
+    limited = Limited(nn.Linear(5, 5, bias=False), Spectral(1.0))
+    with torch.no_grad():
+        limited.op.weight.zero_()
+    for module in (limited.train(), limited.eval()):
+        out = module(torch.rand(3, 5))
+        assert torch.equal(out, torch.zeros(3, 5))
+        (grad,) = torch.autograd.grad(out.sum(), module.op.weight)
+        assert grad.isfinite().all()

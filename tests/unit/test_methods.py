@@ -227,3 +227,28 @@ def test_a_threshold_below_its_bound_fires_as_it_does_in_training() -> None:
     before = model(images)
     assert torch.equal(before, dsr.run(model, images, torch.arange(4)).logits)
     assert float(model.thresholds[0].detach()) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_frozen_parameters_get_no_gradient_and_the_others_the_same(method: str) -> None:
+    """float64, no dropout: freezing a connection, or all but the last, changes nothing for what still learns."""
+    model = fitting(method).double().eval()
+    model.dropout = 0.0
+    x, y = torch.rand(12, 64, dtype=torch.float64), torch.arange(12) % 10
+    methods.get(method, 20.0).gradients(model, x, y, torch.Generator())
+    whole = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    last = "hidden.0." if model.readout is None else "readout."
+    for frozen in (("input.",), tuple(name for name in whole if not name.startswith(last))):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(frozen))
+        methods.get(method, 20.0).gradients(model, x, y, torch.Generator())
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is None) == name.startswith(frozen), name
+            assert parameter.grad is None or torch.equal(parameter.grad, whole[name]), name
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_a_network_in_which_nothing_learns_is_refused(method: str) -> None:
+    model = fitting(method).requires_grad_(False)
+    with pytest.raises(UsageError, match="without a parameter that learns"):
+        methods.get(method, 20.0).fits(model)

@@ -48,7 +48,9 @@ class Limited(nn.Module):
         if isinstance(self.limit, Frobenius):
             norm = float(weight.detach().norm()) if self.measured is None else self.measured
             return weight * (min(norm, self.limit.norm) / norm) if norm > 0 else weight
-        return self.gain.clamp(-self.limit.norm, self.limit.norm) * weight / self._sigma()
+        sigma = self._sigma()
+        # a weight of zeros has no direction to keep: it stays as it is
+        return self.gain.clamp(-self.limit.norm, self.limit.norm) * weight / sigma if float(sigma) > 0 else weight
 
     @torch.no_grad()
     def advance(self, iterations: int = 1) -> None:

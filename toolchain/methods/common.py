@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +63,7 @@ class ReadoutError:
 
 def readout_error(model: FeedbackSNN, rates: Tensor, labels: Tensor, scale_factor: float) -> ReadoutError:
     """Loss of the last layer's `rates`, its error d(scale_factor * loss)/d rates, and the readout's gradients of the scaled loss."""
-    parameters = {} if model.readout is None else dict(model.readout.named_parameters())
+    parameters = {} if model.readout is None else trained(model.readout)
     leaf = rates.detach().requires_grad_()
     with torch.set_grad_enabled(True):
         logits = model.logits(leaf)
@@ -72,6 +72,24 @@ def readout_error(model: FeedbackSNN, rates: Tensor, labels: Tensor, scale_facto
     return ReadoutError(
         loss.detach(), logits.detach(), error, {f"readout.{key}": grad for key, grad in zip(parameters, grads, strict=True)}
     )
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name: those that `requires_grad_(False)` has frozen are left out."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def leave(model: FeedbackSNN, gradients: Mapping[str, Tensor], factor: float = 1.0) -> None:
+    """Put the gradients, divided by `factor`, into `.grad`; a parameter that has none, or is frozen, gets None."""
+    for name, parameter in model.named_parameters():
+        found = gradients.get(name)
+        parameter.grad = found if found is None or factor == 1 else found / factor
+
+
+def refuse_untrained(model: FeedbackSNN, method: str) -> None:
+    """For networks in which nothing learns."""
+    if not trained(model):
+        raise refuse(model, method, "every layer", "is without a parameter that learns: give one weights, or unfreeze them")
 
 
 def of_neurons(model: FeedbackSNN, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -106,6 +124,7 @@ def refuse(model: FeedbackSNN, method: str, layer: str, why: str) -> UsageError:
 
 def fits_equilibrium(model: FeedbackSNN, method: str) -> None:
     """For methods whose loss is read from equilibrium rates of ordinary neurons."""
+    refuse_untrained(model, method)
     if model.trained_threshold is not None:
         raise refuse(model, method, "every layer", "has a trained threshold, which only dsr trains: leave trained_threshold out")
     if model.leak < 1 and not model.weighted_readout:
@@ -116,6 +135,7 @@ def fits_equilibrium(model: FeedbackSNN, method: str) -> None:
 
 def fits_time(model: FeedbackSNN, method: str) -> None:
     """For methods that train from one time step to the next (OTTT, SAF-E)."""
+    refuse_untrained(model, method)
     if model.trained_threshold is not None:
         raise refuse(model, method, "every layer", "has a trained threshold, which only dsr trains: leave trained_threshold out")
     if model.leak < 1 and model.weighted_readout:

@@ -95,6 +95,7 @@ class Pass:
 
 def fits(model: FeedbackSNN) -> None:
     """UsageError, naming the layer, unless DSR can train `model`."""
+    common.refuse_untrained(model, "dsr")
     if model.trained_threshold is None:
         raise common.refuse(model, "dsr", "every layer", "fires at a fixed threshold: give the network trained_threshold")
     if model.leak < 1 and not model.weighted_readout:
@@ -138,7 +139,7 @@ def run(
                 fired.append((outputs[-1].detach() != 0).float().mean())
         logits = model.logits(representations[-1])
         loss = functional.cross_entropy(logits, labels)
-        parameters = dict(model.named_parameters())
+        parameters = common.trained(model)
         grads = torch.autograd.grad(common.share(loss), list(parameters.values()))
     gradients = {name: g * threshold_gradient if name.startswith("thresholds.") else g for name, g in zip(parameters, grads, strict=True)}
     rates, sizes = torch.stack(fired).tolist(), [representations[layer][0].numel() for layer in thresholds]
@@ -160,8 +161,7 @@ class Dsr(common.Stateless):
     ) -> Batch:
         dropout = dropout_factors(model, len(images), generator)
         done = run(model, images, labels, dropout=dropout, threshold_gradient=self.threshold_gradient)
-        for name, parameter in model.named_parameters():
-            parameter.grad = done.gradients[name]
+        common.leave(model, done.gradients)
         return Batch(
             loss=float(done.loss),
             correct=common.accuracy(done.logits, labels),

@@ -233,9 +233,8 @@ def run(
     error = {layer: readout.error if layer == last else torch.zeros_like(rates[layer]) for layer in state}
     solution = solve(product, _joined([error[layer] for layer in state]), solver, threshold)
     beta = _split(solution.beta, [rates[layer] for layer in state])
-    parameters = {name: p for name, p in model.named_parameters() if not name.startswith("readout.")}
-    outputs = [mapped[layer] for layer in state]
-    grads: Sequence[Tensor | None] = torch.autograd.grad(outputs, list(parameters.values()), beta, allow_unused=True)
+    parameters = {name: p for name, p in common.trained(model).items() if not name.startswith("readout.")}
+    grads = _vector_jacobian([mapped[layer] for layer in state], list(parameters.values()), beta)
     gradients = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads, strict=True)}
     places = tuple(point[layer].detach() for layer in state)
     return Pass(found, readout, state, places, tuple(error[layer] for layer in state), tuple(beta), solution, gradients | readout.gradients)
@@ -252,10 +251,21 @@ def _transposed_jacobian(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) ->
     """v -> J^T v, J = d outputs/d inputs, both as (samples, values of the state)."""
 
     def product(v: Tensor) -> Tensor:
-        grads: Sequence[Tensor | None] = torch.autograd.grad(outputs, inputs, _split(v, inputs), retain_graph=True, allow_unused=True)
+        grads = _vector_jacobian(outputs, inputs, _split(v, inputs), keep=True)
         return _joined([torch.zeros_like(i) if g is None else g for i, g in zip(inputs, grads, strict=True)])
 
     return product
+
+
+def _vector_jacobian(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], *, keep: bool = False
+) -> Sequence[Tensor | None]:
+    """The vectors times d outputs/d inputs; None for an input that no output depends on."""
+    pairs = [(output, vector) for output, vector in zip(outputs, vectors, strict=True) if output.requires_grad]
+    if not pairs or not inputs:
+        return [None] * len(inputs)
+    ends, weights = zip(*pairs, strict=True)
+    return torch.autograd.grad(ends, inputs, weights, retain_graph=keep, allow_unused=True)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -290,8 +300,7 @@ class Ide(common.Stateless):
             dropout=dropout_factors(model, len(images), generator),
             as_published=self.as_published,
         )
-        for name, parameter in model.named_parameters():
-            parameter.grad = done.gradients[name]
+        common.leave(model, done.gradients)
         return Batch(
             loss=float(done.readout.loss),
             correct=common.accuracy(done.readout.logits, labels),

@@ -94,7 +94,7 @@ class Gradients:
     found: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, loss: Tensor, last: bool) -> None:
-        parameters = dict(self.model.named_parameters())
+        parameters = common.trained(self.model)
         made: Sequence[Tensor | None] = torch.autograd.grad(common.share(loss), list(parameters.values()), allow_unused=True)
         grads = dict(zip(parameters, made, strict=True))
         if self.step is None:
@@ -109,8 +109,7 @@ class Gradients:
 
     def leave(self) -> None:
         """Put what was found into `.grad`; a parameter that had no part gets None."""
-        for name, parameter in self.model.named_parameters():
-            parameter.grad = self.found.get(name)
+        common.leave(self.model, self.found)
 
 
 @dataclass(frozen=True)
@@ -225,8 +224,7 @@ class OtttA(common.Stateless):
             trace_input=self.trace_input,
             dropout=dropout_factors(model, len(images), generator),
         )
-        for name, parameter in model.named_parameters():
-            parameter.grad = done.gradients.get(name)
+        common.leave(model, done.gradients)
         return batch_of(model, done.logits, done.losses, done.counts, labels)
 
 

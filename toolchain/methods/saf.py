@@ -144,7 +144,7 @@ def run_f(model: FeedbackSNN, x: Tensor, labels: Tensor, *, dropout: Mapping[str
             carried.append(replace(total if layer in model.relays else (total / model.neuron.reset).clamp(0, 1), rates[layer]))
         logits = model.logits(carried[-1])
         loss = functional.cross_entropy(logits, labels)
-        parameters = dict(model.named_parameters())
+        parameters = common.trained(model)
         grads = torch.autograd.grad(common.share(loss), list(parameters.values()))
     return FinalPass(rates, tuple(state.counts), logits.detach(), loss.detach(), dict(zip(parameters, grads, strict=True)))
 
@@ -169,8 +169,7 @@ class SafE(common.Stateless):
     ) -> Batch:
         dropout = dropout_factors(model, len(images), generator)
         done = run_e(model, images, labels, loss_lambda=self.loss_lambda, step=step, dropout=dropout)
-        for name, parameter in model.named_parameters():
-            parameter.grad = done.gradients.get(name)
+        common.leave(model, done.gradients)
         return batch_of(model, done.logits, done.losses, done.counts, labels)
 
 
@@ -184,8 +183,7 @@ class SafF(common.Stateless):
         self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
     ) -> Batch:
         done = run_f(model, images, labels, dropout=dropout_factors(model, len(images), generator))
-        for name, parameter in model.named_parameters():
-            parameter.grad = done.gradients[name]
+        common.leave(model, done.gradients)
         return Batch(
             loss=float(done.loss),
             correct=common.accuracy(done.logits, labels),

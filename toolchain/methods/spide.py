@@ -258,7 +258,7 @@ def local_gradients(model: FeedbackSNN, forward: Forward, beta: tuple[Tensor, ..
         if name in forward.dropout and not as_published:
             post = post * forward.dropout[name]
         pre = found.mean_input if source is None else found.rates[source]
-        parameters = dict(module.named_parameters())
+        parameters = common.trained(module)
         if not parameters:
             continue
         with torch.set_grad_enabled(True):
@@ -339,8 +339,7 @@ class Spide:
         factor = (lambda error: self._factor(model, error)) if self.automatic else self.scale_factor
         done = run(model, images, labels, factor, dropout=dropout, leak_back=self.leak_back, kernel=self.kernel)
         self.scale_factor = done.scale_factor
-        for name, parameter in model.named_parameters():
-            parameter.grad = done.gradients[name] / done.scale_factor
+        common.leave(model, done.gradients, done.scale_factor)
         if self.automatic:
             self._learn_reach(model, done)
         return _batch(model, done, labels)
