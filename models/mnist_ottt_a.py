@@ -5,8 +5,8 @@
 From the papers (OTTT, Xiao et al., NeurIPS 2022; SAF, arXiv 2310.02772, uses the same neurons): leak 0.5 (tau 2), Vth 1, u_rest 0, T 6, loss (1 - l) CE + l MSE with l 0.05, lr 0.1 with a cosine
 schedule, batch 128, momentum 0.9, no weight decay.
 
-Ours: the topology (the papers' networks are convolutional; weights here are neither standardised nor scaled), 15 epochs, 200 batches of warm-up, dropout 0.2, the initial weights (input currents
-start with variance 1), input normalised by (0.1307, 0.3081).
+Ours: the topology (the papers' networks are convolutional; weights here are neither standardised nor scaled), 10 epochs, 200 batches of warm-up, dropout 0.2, training images moved by up to one pixel,
+the initial weights (input currents start with variance 1), input normalised by (0.1307, 0.3081).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from toolchain.augment import Augmentation
 from toolchain.config import Training
 from toolchain.layers import FeedbackSNN, Neuron, Normalize
 
@@ -21,7 +22,16 @@ INPUTS, WIDTH, CLASSES = 784, 400, 10
 
 METHOD = "ottt-a"
 TRAINING = Training(
-    dataset="mnist", epochs=15, batch=128, lr=0.1, momentum=0.9, weight_decay=0.0, schedule="cosine", warmup=200, held_out=5000
+    dataset="mnist",
+    epochs=10,
+    batch=128,
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=0.0,
+    schedule="cosine",
+    warmup=200,
+    held_out=5000,
+    augment=Augmentation(crop=1),
 )
 
 
