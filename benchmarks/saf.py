@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from toolchain import methods, models
 from toolchain.versions import versions
@@ -40,10 +39,20 @@ class ForwardCount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None and torch._C._current_graph_task_id() == -1:
-            self.products += count(*args, **(kwargs or {}), out_val=out) // 2
+        if torch._C._current_graph_task_id() == -1:  # -1: no backward pass is running
+            self.products += multiply_adds(func.overloadpacket.__name__, args, out)
         return out
+
+
+def multiply_adds(operation: str, args: Sequence[Any], out: Any) -> int:
+    """Of one torch operation: matrix products and convolutions (groups 1)."""
+    if operation in ("mm", "addmm", "addmm_"):
+        left, right = args[-2:]
+        return int(left.shape[0] * left.shape[1] * right.shape[1])
+    if operation == "convolution":
+        values, weight, transposed = args[0], args[1], args[6]
+        return int((values if transposed else out).numel() * weight[0].numel())
+    return 0
 
 
 def measure(model: str, method: str, batch: int, steps: int) -> dict[str, float]:
