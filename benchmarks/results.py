@@ -16,6 +16,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from statistics import mean, stdev
 from typing import Any
 
@@ -73,7 +74,7 @@ def settings(chosen: Config) -> str:
         flags.append(f"--epochs {now['train']['epochs']}")
     skip = {"method", "seed", "model", "train.dataset", "train.epochs"}
     changed = [(name, value) for name, value in flat(now).items() if name not in skip and flat(before).get(name) != value]
-    flags += [f"--set {name}={json.dumps(value) if isinstance(value, (list, dict)) else value}" for name, value in changed]
+    flags += [f"--set {quote(f'{name}={json.dumps(value) if isinstance(value, (list, dict)) else value}')}" for name, value in changed]
     return "".join(f" {flag}" for flag in flags)
 
 
@@ -81,7 +82,8 @@ def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted names."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        nested_names = isinstance(value, dict) and value and not any("." in name for name in value)
+        found |= flat(value, f"{prefix}{key}.") if nested_names else {f"{prefix}{key}": value}
     return found
 
 
