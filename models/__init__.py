@@ -23,7 +23,7 @@ CATALOGUE = {
     "mnist-ottt-a": ("mnist_ottt_a", "784-400-10 of leaky neurons for MNIST, trained by OTTT_A; T 6"),
     "mnist-ottt-o": ("mnist_ottt_o", "784-400-10 of leaky neurons for MNIST, trained by OTTT_O; T 6"),
     "mnist-saf-e": ("mnist_saf_e", "784-400-10 of leaky neurons for MNIST, trained by SAF-E; T 6"),
-    "mnist-saf-f": ("mnist_saf_f", "784-400-10 of leaky neurons for MNIST, trained by SAF-F; T 6"),
+    "mnist-saf-f": ("mnist_saf_f", "784-800-10 for MNIST, trained by SAF-F; T 15"),
     "digits-fc": ("digits_fc", "64-32(F32)-10 for the 8 x 8 digits, trained by SPIDE in seconds; T 30, T_B 100"),
     "mnist-conv": ("mnist_conv", "64C5s(F64C5) for MNIST, trained by IDE; T 30"),
     "nmnist-conv": ("nmnist_conv", "64C5s(F64C5) for N-MNIST, trained by IDE; T 30"),

@@ -1,4 +1,4 @@
-"""mnist-ottt-a: 784-400-10 of leaky neurons for MNIST, trained by OTTT_A. `mnist-ottt-o`, `mnist-saf-e` and `mnist-saf-f` are the same network for the other methods.
+"""mnist-ottt-a: 784-400-10 of leaky neurons for MNIST, trained by OTTT_A. `mnist-ottt-o` and `mnist-saf-e` are the same network for the other methods.
 
         image 1 x 28 x 28 -- W 784 -> 400 --> [400 LIF neurons] -- readout 400 -> 10, summed over the time steps
 
@@ -37,11 +37,11 @@ TRAINING = Training(
 
 def build(seed: int = 0) -> FeedbackSNN:
     """The untrained network, 318,010 parameters."""
-    return network("mnist-ottt-a", seed, weighted_readout=False)
+    return network("mnist-ottt-a", seed)
 
 
-def network(name: str, seed: int, *, weighted_readout: bool) -> FeedbackSNN:
-    """The network under `name`. Methods whose loss sums the logits of all steps read plain spike counts, SAF-F reads leak-weighted rates."""
+def network(name: str, seed: int) -> FeedbackSNN:
+    """The network under `name`. The loss sums the logits of all steps, so the readout sees plain spike counts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         input, readout = nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, CLASSES)
@@ -57,5 +57,5 @@ def network(name: str, seed: int, *, weighted_readout: bool) -> FeedbackSNN:
         time_steps=6,
         dropout=0.2,
         normalize=Normalize(mean=0.1307, std=0.3081),
-        weighted_readout=weighted_readout,
+        weighted_readout=False,
     )

@@ -12,4 +12,4 @@ METHOD = "ottt-o"
 
 def build(seed: int = 0) -> FeedbackSNN:
     """The untrained network, 318,010 parameters."""
-    return network("mnist-ottt-o", seed, weighted_readout=False)
+    return network("mnist-ottt-o", seed)

@@ -12,4 +12,4 @@ METHOD = "saf-e"
 
 def build(seed: int = 0) -> FeedbackSNN:
     """The untrained network, 318,010 parameters."""
-    return network("mnist-saf-e", seed, weighted_readout=False)
+    return network("mnist-saf-e", seed)
