@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Iterator
 from functools import cache
 from math import sqrt
@@ -25,6 +26,10 @@ SPOKEN = "toolchain/spoken"
 
 PATIENCE = 5.0
 """Seconds that a process whose partners are gone waits for one of them to say why."""
+
+_LENT: deque[Any] = deque(maxlen=8)
+"""The tensors last handed to the transport. Its threads let go of them a moment after the call has returned; were theirs the last hold, they would want the
+interpreter's lock for it, and `destroy_process_group`, which waits for these threads with the lock in its hand, would never return."""
 
 
 def _group() -> Any:
@@ -76,6 +81,7 @@ def total(values: Tensor) -> Tensor:
     if group is None:
         return values
     whole = _on_group_device(values.detach().clone().contiguous())
+    _LENT.append(whole)
     group.all_reduce(whole)
     return whole.to(values.device)
 
@@ -127,6 +133,7 @@ def kth_largest(values: Tensor, k: int) -> float:
         return float(values.kthvalue(len(values) - k + 1).values)
     own = _on_group_device(values.topk(min(k, len(values))).values.contiguous())
     parts = [torch.empty_like(own) for _ in range(size())]
+    _LENT.append((parts, own))
     group.all_gather(parts, own)
     return float(torch.cat(parts).topk(k).values[-1])
 
@@ -154,6 +161,7 @@ def share_weights(module: nn.Module) -> None:
         return
     for tensor in module.state_dict().values():
         sent = _on_group_device(tensor.detach().clone().contiguous())
+        _LENT.append(sent)
         group.broadcast(sent, 0)
         tensor.copy_(sent)
 
@@ -200,6 +208,7 @@ def together(device: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(RuntimeError):
             group.destroy_process_group()
+        _LENT.clear()
 
 
 def _claims() -> bool:
