@@ -28,7 +28,7 @@ SHORT = [
     "train.optimizer=adam",
     "train.lr=0.01",
 ]
-SHORT += ["train.augment.crop=1", "train.scale_factor=auto"]
+SHORT += ["train.augment.crop=1"]
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch is built without gloo"
@@ -92,7 +92,8 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
 
 
 def test_torchrun_trains_the_same_network(tmp_path: Path) -> None:
-    """float32: what is left is the order of sums, 1e-5 of the weights after two epochs."""
+    """float32: what is left is the order of sums, 1e-5 of the weights after two epochs. That holds as long as no spike moves, so
+    the scale factor is a fixed one here: `apart.py` compares the automatic one in float64, where none does."""
     changes = [word for setting in SHORT for word in ("--set", setting)]
     running = torchrun("digits-fc", *changes, "-o", str(tmp_path / "two"))
     train("digits-fc", settings=SHORT, output=tmp_path / "one", device="cpu")
