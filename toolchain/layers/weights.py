@@ -50,7 +50,7 @@ class Limited(nn.Module):
             return weight * (min(norm, self.limit.norm) / norm) if norm > 0 else weight
         sigma = self._sigma()
         # a weight of zeros has no direction to keep: it stays as it is
-        return self.gain.clamp(-self.limit.norm, self.limit.norm) * weight / sigma if float(sigma) > 0 else weight
+        return self.gain.clamp(-self.limit.norm, self.limit.norm) * weight / sigma if float(sigma.detach()) > 0 else weight
 
     @torch.no_grad()
     def advance(self, iterations: int = 1) -> None:
