@@ -161,7 +161,7 @@ def test_the_if_network_of_dsr_starts_from_its_own_thresholds() -> None:
     setting = "network.trained_threshold={threshold: 6.0, alpha: 0.5, bound: 0.01, tau: null, dt: 0.05}"
     chosen = train.configure("preactresnet-18", {}, [setting])
     module = train._module("preactresnet-18", chosen)
-    assert {float(threshold) for threshold in module.thresholds} == {6.0}
+    assert {float(threshold.detach()) for threshold in module.thresholds} == {6.0}
     assert module.leak == 1
     assert torch.equal(module.input.weight, models.get("preactresnet-18").build().input.weight)
 

@@ -43,7 +43,7 @@ def representation(values: Tensor, time_steps: int, neuron: TrainedThreshold) ->
 class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, threshold: Tensor, time_steps: int, neuron: TrainedThreshold) -> Tensor:
-        v = float(threshold)
+        v = float(threshold.detach())
         leak, gain, amplitude = 1.0, 1.0, 1.0
         if neuron.tau is not None:
             leak = exp(-neuron.dt / neuron.tau)
