@@ -93,7 +93,7 @@ def simulated(model: FeedbackSNN, x: Tensor, events: bool) -> list[Tensor]:
     amplitudes, potentials, sent, trains = {}, {}, dict[int, Tensor](), [list[Tensor]() for _ in range(model.layers)]
     for layer in range(model.layers):
         if layer not in model.relays:
-            amplitudes[layer] = float(next(numbers)) if trained else 1.0
+            amplitudes[layer] = float(next(numbers).detach()) if trained else 1.0
             potentials[layer] = torch.zeros(())
     for t in range(model.time_steps):
         before = dict(sent)
@@ -218,7 +218,7 @@ def test_dsr_is_plain_autograd(neuron: TrainedThreshold, readout: bool, events: 
     logits = model.readout(mean) if readout else mean
     loss = nn.functional.cross_entropy(logits, y)
     loss.backward()
-    assert abs(float(loss - done.loss)) < 1e-12
+    assert abs(float(loss.detach() - done.loss)) < 1e-12
     for name, parameter in model.named_parameters():
         assert (done.gradients[name] - parameter.grad).abs().max() < 1e-9, name
     assert float(done.gradients["hidden.2.2.gain"].abs()) > 1e-6
