@@ -78,10 +78,11 @@ def simulate(
     shape = {name: (samples, *graph.population(name).shape) for name in phase.order}
     neurons = [name for name in phase.order if graph.population(name).kind != "input"]
     bias = codec.bias_currents(graph, phase)
+    graded = {name for name in neurons if graph.population(name).kind == "linear"}
     potential = {name: np.zeros(shape[name], wide) for name in neurons}
     waiting = {name: np.zeros(shape[name], wide) for name in neurons}
     emitted: dict[str, dict[int, Array]] = {name: {} for name in phase.order}
-    counts = {name: np.zeros(shape[name], np.int32) for name in neurons}
+    counts = {name: np.zeros(shape[name], wide if name in graded else np.int32) for name in neurons}
     activity = {name: np.zeros(shape[name], np.int32) for name in neurons}
     traces = {name: np.zeros(shape[name]) for name in neurons}
     saturations = {name: np.zeros(shape[name], np.int32) for name in neurons}
@@ -91,7 +92,7 @@ def simulate(
             model_step = phase.step_at(name, tick)
             if encoded is not None and graph.population(name).kind == "input":
                 if model_step is not None:
-                    emitted[name][tick] = encoded
+                    emitted[name][tick] = encoded[..., model_step] if graph.population(name).events else encoded
                 continue
             for synapse in phase.synapses:
                 if synapse.target == name and (tick - synapse.delay) in emitted[synapse.source]:
@@ -101,14 +102,14 @@ def simulate(
             if model_step is None:
                 continue
             current = waiting[name] + currents.get(name, 0)
-            if name in bias and model_step >= phase.bias[name].start:
-                current = current + bias[name]
+            for start, constant in bias.get(name, ()):
+                current = current + (constant if model_step >= start else 0)
             after = fixed.step(potential[name], current, phase.dynamics[name], integer=graph.integer)
             waiting[name] = np.zeros(shape[name], wide)
             potential[name] = after.potential
             emitted[name][tick] = after.spikes
             counts[name] += after.spikes
-            activity[name] += np.abs(after.spikes)
+            activity[name] += after.spikes != 0
             traces[name] = traces[name] * phase.dynamics[name].leak + after.spikes
             saturations[name] += after.saturated
             if trace:

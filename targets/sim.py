@@ -126,7 +126,8 @@ def _constant_bound(graph: Graph, phase: Phase) -> int:
     """The largest bias plus injected current of any population."""
     from toolchain.fixed import CURRENT_MANTISSA
 
-    largest = max((int(np.abs(c).max(initial=0)) for c in codec.bias_currents(graph, phase).values()), default=0)
+    currents = codec.bias_currents(graph, phase).values()
+    largest = max((sum(int(np.abs(c).max(initial=0)) for _, c in biases) for biases in currents), default=0)
     return largest + max((-CURRENT_MANTISSA[0] << drive.exponent for drive in phase.drive), default=0)
 
 

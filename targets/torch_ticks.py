@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -119,7 +119,10 @@ def simulate(
     neurons = [name for name in phase.order if graph.population(name).kind != "input"]
     empty = {name: arithmetic.tensor(np.zeros((samples, int(np.prod(graph.population(name).shape))))) for name in neurons}
     states = {name: _State(empty[name], phase.dynamics[name], arithmetic) for name in neurons}
-    constant = {name: arithmetic.tensor(current).reshape(-1) for name, current in codec.bias_currents(graph, phase).items()}
+    constant = {
+        name: [(start, arithmetic.tensor(current).reshape(-1)) for start, current in biases]
+        for name, biases in codec.bias_currents(graph, phase).items()
+    }
     incoming = {name: [s for s in phase.synapses if s.target == name] for name in neurons}
     longest = max((s.delay for s in phase.synapses), default=0)
     inputs: dict[int, Tensor] = {}
@@ -140,7 +143,7 @@ def simulate(
                     state.waiting = arriving if state.waiting is None else state.waiting + arriving
             if model_step is not None:
                 _advance(
-                    state, arithmetic, _sum(state.waiting, currents.get(name), _from_step(phase, name, constant, model_step)), tick, trace
+                    state, arithmetic, _sum(state.waiting, currents.get(name), _from_step(constant.get(name, ()), model_step)), tick, trace
                 )
                 for old in [earlier for earlier in state.emitted if earlier < tick - longest]:
                     del state.emitted[old]
@@ -160,8 +163,8 @@ def _advance(state: _State, arithmetic: Arithmetic, current: Tensor | None, tick
         state.history.append((spikes.to(torch.int8), state.potential))
 
 
-def _from_step(phase: Phase, name: str, constant: Mapping[str, Tensor], model_step: int) -> Tensor | None:
-    return constant[name] if name in constant and model_step >= phase.bias[name].start else None
+def _from_step(biases: Sequence[tuple[int, Tensor]], model_step: int) -> Tensor | None:
+    return _sum(*(current for start, current in biases if model_step >= start))
 
 
 def _sum(*parts: Tensor | None) -> Tensor | None:

@@ -156,9 +156,9 @@ def _random_graph(
     for name in names:
         mantissa = draw.choice(CURRENT_MANTISSA, shapes[name]) if numbers == "saturating" else draw.integers(-60, 90, shapes[name])
         tensors[f"{name}.bias"] = frozen(mantissa, np.int16) if integer else frozen(mantissa / 1024)
-        bias[name] = Bias(f"{name}.bias", exponent=exponent[name] if integer else 0, start=int(draw.integers(0, 2)))
+        bias[name] = (Bias(f"{name}.bias", exponent=exponent[name] if integer else 0, start=int(draw.integers(0, 2))),)
     tensors["readout.bias"] = frozen(draw.integers(-512, 512, classes) / 1024)
-    bias["readout"] = Bias("readout.bias")
+    bias["readout"] = (Bias("readout.bias"),)
 
     error_exponent = WEIGHT_EXPONENT_MAX if numbers == "saturating" else 0
     drive = () if graded else (_input_drive(draw, names[0], shapes[names[0]], inputs, tensors, numbers, integer),)

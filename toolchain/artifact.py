@@ -20,7 +20,7 @@ from toolchain.errors import ArtifactError, GraphError
 from toolchain.files import replace_file
 from toolchain.ir import Array, Graph
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LARGEST_FILE = 4 * 2**30
 """Bytes; a larger file is refused before it is read."""
 
@@ -56,6 +56,7 @@ class _GraphHeader(ir.Part, frozen=True):
     phases: tuple[ir.Phase, ...]
     units: ir.Units
     provenance: ir.Provenance
+    placement: Union[ir.Placement, None] = None
 
 
 class _Header(ir.Part, frozen=True):
@@ -161,14 +162,14 @@ def _version(file: Path, raw: str) -> object:
 
 
 def _header(graph: Graph) -> _GraphHeader:
-    return _GraphHeader(graph.populations, graph.phases, graph.units, graph.provenance)
+    return _GraphHeader(graph.populations, graph.phases, graph.units, graph.provenance, graph.placement)
 
 
 def _graph(file: Path, header: _GraphHeader, prefix: str, tensors: Mapping[str, Array]) -> Graph:
     own = {name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
     needed = {name for phase in header.phases for name in ir.tensor_names(phase)}
     _same_names(file, prefix, needed, own)
-    graph = Graph(header.populations, header.phases, own, header.units, header.provenance)
+    graph = Graph(header.populations, header.phases, own, header.units, header.provenance, header.placement)
     try:
         ir.verify(graph)
     except GraphError as error:

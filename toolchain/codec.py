@@ -6,19 +6,23 @@ integers are exact (below 2^53 in float64), hence the same on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from toolchain import fixed
 from toolchain.errors import GraphError, UsageError
-from toolchain.ir import Array, Drive, Graph, Phase, Synapse, weight_of
+from toolchain.ir import Array, AvgPool2d, Drive, Graph, Op, Phase, Scale, Synapse, adjoint, weight_of
 from toolchain.target import Result
 
 
 def encode_input(graph: Graph, inputs: Array) -> Array:
-    """Inputs in [0, 1] of shape (samples, *input shape) as the graph's input values: float64, or whole numbers 0 .. scale (int64, clipped)."""
+    """Inputs in [0, 1] of shape (samples, *input shape), events with time last, as the graph's input values: float64, or whole numbers 0 .. scale
+    (int64, clipped)."""
     if not graph.integer:
         return inputs.astype(np.float64)
     levels = graph.scale("forward", graph.of_kind("input")[0].name)
@@ -27,10 +31,13 @@ def encode_input(graph: Graph, inputs: Array) -> Array:
 
 
 def check_inputs(graph: Graph, inputs: Array) -> Array:
-    """`inputs` as an array of shape (samples, *input shape); UsageError where the size is wrong or a value is not finite."""
+    """`inputs` as an array of shape (samples, *input shape), of events (samples, *input shape, T); UsageError where the size is wrong or a value is
+    not finite."""
     array = _numbers(inputs, "the input")
     population = graph.of_kind("input")[0]
-    if array.ndim < 2 or prod(array.shape[1:]) != prod(population.shape):
+    array = _in_steps(graph, array) if population.events else array
+    shape = array.shape[1:-1] if population.events else array.shape[1:]
+    if array.ndim < 2 or prod(shape) != prod(population.shape):
         raise UsageError(
             f"'{graph.provenance.model}' takes samples of {prod(population.shape)} values, shape {population.shape}, but the input has shape {array.shape}: one sample a row"
         )
@@ -41,7 +48,19 @@ def check_inputs(graph: Graph, inputs: Array) -> Array:
         raise UsageError(
             f"the input holds values from {array.min():g} to {array.max():g}: give it in [0, 1], as `toolchain.data` does; normalisation is part of the network"
         )
-    return array.reshape(len(array), *population.shape)
+    return array.reshape(len(array), *population.shape, *array.shape[-1:] * population.events)
+
+
+def _in_steps(graph: Graph, array: Array) -> Array:
+    """Events as they are, one frame a time step; a still image is held for all of them."""
+    population, steps = graph.of_kind("input")[0], graph.phase("forward").time_steps
+    if array.ndim >= 2 and prod(array.shape[1:]) == prod(population.shape):
+        return np.repeat(array[..., None], steps, axis=-1)
+    if array.ndim < 2 or array.shape[-1] != steps:
+        raise UsageError(
+            f"'{graph.provenance.model}' takes events in {steps} frames, one a time step, as the last axis, but the input has shape {array.shape}: cut them to {steps} frames"
+        )
+    return array
 
 
 def _numbers(values: Array, what: str) -> Array:
@@ -74,7 +93,7 @@ def _host_current(graph: Graph, drive: Drive, encoded: Array) -> fixed.Mantissas
 
 def _host_total(graph: Graph, drive: Drive, encoded: Array) -> Array:
     """The host's connection and bias."""
-    total = _exact_product(graph, drive, encoded, graph.population(drive.population).shape)
+    total = fixed.apply(drive.ops, graph.tensors, encoded, graph.population(drive.population).shape, integer=graph.integer)
     return total if drive.bias is None else total + graph.tensors[drive.bias]
 
 
@@ -93,13 +112,6 @@ def _fits(graph: Graph, drive: Drive) -> bool:
     return record is not None and record.clipped == 0
 
 
-def _exact_product(graph: Graph, drive: Drive, encoded: Array, shape: tuple[int, ...]) -> Array:
-    """The host's connection. Whole numbers go through float64, whose sums of them are exact below 2^53 (`passes.quantize` keeps them there)."""
-    floats = {name: tensor.astype(np.float64) for name, tensor in graph.tensors.items() if any(weight_of(op) == name for op in drive.ops)}
-    total = fixed.apply(drive.ops, floats, encoded, shape, integer=False)
-    return total.astype(np.int64) if graph.integer else total
-
-
 def check_error(graph: Graph, error: Array) -> Array:
     """`error` as (samples, *shape of the driven population); UsageError where the size is wrong or a value is not finite."""
     array = _numbers(error, "the error")
@@ -114,14 +126,14 @@ def check_error(graph: Graph, error: Array) -> Array:
     return array.reshape(len(array), *population.shape)
 
 
-def bias_currents(graph: Graph, phase: Phase) -> dict[str, Array]:
-    """The currents (population shape) that biases inject at each step, in graph units; readouts have none (see `logits`)."""
+def bias_currents(graph: Graph, phase: Phase) -> dict[str, list[tuple[int, Array]]]:
+    """The currents (population shape) that biases inject, in graph units, each with the step it starts at; readouts have none (see `logits`)."""
     wide = np.int64 if graph.integer else np.float64
-    currents: dict[str, Array] = {}
-    for name, bias in phase.bias.items():
+    currents: dict[str, list[tuple[int, Array]]] = {}
+    for name, biases in phase.bias.items():
         if graph.population(name).kind != "readout":
-            values = graph.tensors[bias.tensor].astype(wide)
-            currents[name] = np.left_shift(values, bias.exponent) if graph.integer else values
+            values = [(bias, graph.tensors[bias.tensor].astype(wide)) for bias in biases]
+            currents[name] = [(bias.start, np.left_shift(v, bias.exponent) if graph.integer else v) for bias, v in values]
     return currents
 
 
@@ -167,13 +179,24 @@ def amplitude(graph: Graph, phase: str, population: str) -> float:
     return graph.phase(phase).dynamics[population].reset / graph.scale(phase, population)
 
 
+def error_bound(graph: Graph) -> float:
+    """The largest error that the feedback phase carries without clipping, in the model's unit: one spike's amplitude, of a driven relay that of the
+    largest couple."""
+    driven = graph.population(error_drive(graph).population)
+    order = graph.phase("feedback").order
+    sources = [driven.name] if driven.kind == "couple" else [p.name for p in graph.of_kind("couple") if p.name in order]
+    return max(amplitude(graph, "feedback", name) for name in sources)
+
+
 def logits(graph: Graph, forward: Result) -> npt.NDArray[np.float64]:
     """Class scores (samples, classes): the readout's potential over its unit and its own sum of leaks, plus its bias."""
     phase = graph.phase("forward")
     readout = graph.of_kind("readout")[0].name
     norm = fixed.leak_sum(phase.dynamics[readout].leak, phase.time_steps) * graph.scale("forward", readout)
     scores = forward.potentials[readout].astype(np.float64) / norm
-    return scores + graph.tensors[phase.bias[readout].tensor] if readout in phase.bias else scores
+    for bias in phase.bias.get(readout, ()):
+        scores = scores + graph.tensors[bias.tensor]
+    return scores
 
 
 def output_error(graph: Graph, forward: Result, labels: Array, gain: float | None = None) -> npt.NDArray[np.float64]:
@@ -182,7 +205,12 @@ def output_error(graph: Graph, forward: Result, labels: Array, gain: float | Non
     `gain` defaults to the drive's own.
     """
     factor = error_drive(graph).gain if gain is None else gain
-    return factor * logit_error(graph, forward, labels) @ readout_weight(graph)
+    readout = graph.of_kind("readout")[0].name
+    (synapse,) = (s for s in graph.phase("forward").synapses if s.target == readout)
+    shape = graph.population(synapse.source).shape
+    floats = _as_floats(graph, synapse.ops)
+    made = fixed.apply(adjoint(floats.ops), floats.tensors, factor * logit_error(graph, forward, labels), shape, integer=False)
+    return made * (1 if synapse.source in _couples(graph) else graph.scale("forward", synapse.source)) / graph.scale("forward", readout)
 
 
 def logit_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.float64]:
@@ -199,16 +227,24 @@ def logit_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.
     return error
 
 
-def readout_weight(graph: Graph) -> npt.NDArray[np.float64]:
-    """The readout's weights in the model's unit, (classes, neurons of its source)."""
-    readout = graph.of_kind("readout")[0].name
-    (synapse,) = (s for s in graph.phase("forward").synapses if s.target == readout)
-    source = prod(graph.population(synapse.source).shape)
-    unit = np.eye(source, dtype=np.int64 if graph.integer else np.float64)
-    shape = graph.population(readout).shape
-    return fixed.apply(synapse.ops, graph.tensors, unit, shape, integer=graph.integer).T.astype(np.float64) / graph.scale(
-        "forward", readout
-    )
+class _Floats(NamedTuple):
+    """A connection as floats of the same values: exponents multiplied in, windows summed where the graph's integers sum them."""
+
+    ops: tuple[Op, ...]
+    tensors: dict[str, Array]
+
+
+def _as_floats(graph: Graph, ops: Sequence[Op]) -> _Floats:
+    """`ops` with the tensors they read in float64, so that `fixed.apply` computes them in floats: what a target's own weights make of real numbers."""
+    if not graph.integer:
+        return _Floats(tuple(ops), dict(graph.tensors))
+    exponents = {name: getattr(op, "exponent", 0) for op in ops if (name := weight_of(op)) is not None}
+    tensors = {name: np.ldexp(graph.tensors[name].astype(np.float64), exponent) for name, exponent in exponents.items()}
+    return _Floats(tuple(_as_sums(ops)), tensors)
+
+
+def _couples(graph: Graph) -> set[str]:
+    return {population.name for population in graph.of_kind("couple")}
 
 
 def error_drive(graph: Graph) -> Drive:
@@ -259,10 +295,22 @@ def _sent(graph: Graph, result: Result, synapse: Synapse, inputs: npt.ArrayLike 
 
 
 def _fan_out(graph: Graph, synapse: Synapse) -> npt.NDArray[np.float64]:
-    """Nonzero weights that leave each neuron of the source."""
+    """Weights that leave each neuron of the source, (neurons,): the nonzero ones of a single operation; of a composed connection all ways from the
+    source to a target neuron through operations with nonzero weights."""
+    source, target = graph.population(synapse.source).shape, graph.population(synapse.target).shape
     present = {
-        name: (tensor != 0).astype(np.float64) for name, tensor in graph.tensors.items() if any(weight_of(op) == name for op in synapse.ops)
+        name: (graph.tensors[name] != 0).astype(np.float64) for op in synapse.ops if (name := weight_of(op)) is not None
     }
-    source = prod(graph.population(synapse.source).shape)
-    reached = fixed.apply(synapse.ops, present, np.eye(source), (prod(graph.population(synapse.target).shape),), integer=False)
-    return np.asarray((reached != 0).sum(axis=1), np.float64)
+    counted = tuple(_as_sums([msgspec.structs.replace(op, factor=1.0) if isinstance(op, Scale) else op for op in synapse.ops]))
+    reached = fixed.apply(adjoint(counted), present, np.ones((1, *target)), source, integer=False)
+    return np.asarray(reached.reshape(-1), np.float64)
+
+
+def _as_sums(ops: Sequence[Op]) -> list[Op]:
+    """Pools as sums over their windows: every way counts 1."""
+    made: list[Op] = []
+    for op in ops:
+        made.append(op)
+        if isinstance(op, AvgPool2d):
+            made.append(Scale(float(prod(op.kernel))))
+    return made

@@ -125,9 +125,9 @@ def _gradients(
             found[_parameter(synapse.ops[0], source)] = post[synapse.target].T @ _rows(
                 _presynaptic(graph, source, images, forward, synapse)
             )
-    for name, bias in phase.bias.items():
+    for name, biases in phase.bias.items():
         if name in post:
-            found[bias.tensor] = post[name].sum(axis=0)
+            found |= {bias.tensor: post[name].sum(axis=0) for bias in biases}
     return found | _readout_gradients(graph, source, forward, labels)
 
 
@@ -137,7 +137,7 @@ def _readout_gradients(graph: Graph, source: Source, forward: Result, labels: Ar
     (synapse,) = (s for s in phase.synapses if s.target == readout)
     delta = codec.logit_error(graph, forward, labels)
     found = {_parameter(synapse.ops[0], source): delta.T @ _rows(codec.rates(graph, forward, synapse.source))}
-    return found | ({phase.bias[readout].tensor: delta.sum(axis=0)} if readout in phase.bias else {})
+    return found | {bias.tensor: delta.sum(axis=0) for bias in phase.bias.get(readout, ())}
 
 
 def _presynaptic(graph: Graph, source: Source, images: Array, forward: Result, synapse: Synapse) -> Floats:

@@ -6,27 +6,33 @@ Sources: Loihi's decay and 24-bit membrane as published in Lava's LIF process (b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from math import ceil, log2
+from collections.abc import Mapping, Sequence
+from math import ceil, log2, prod
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.errors import GraphError
 from toolchain.ir import (
     DECAY_ONE,
     EXPONENT_LIMIT,
     MANTISSA_LIMIT,
     POTENTIAL_LIMIT,
     Array,
+    AvgPool2d,
+    Conv2d,
     Dense,
     Dynamics,
     Graph,
     Identity,
     Op,
     Scale,
+    Shape,
     Synapse,
+    Upsample,
+    entry_shape,
+    largest_sum,
+    shapes_along,
 )
 from toolchain.ir import leak_sum as leak_sum
 
@@ -47,10 +53,10 @@ WEIGHT_EXPONENT_MAX = EXPONENT_LIMIT
 
 
 class Step(NamedTuple):
-    """One model step of a population: potential after reset and leak, spikes in {-1, 0, 1}, and which neurons saturated."""
+    """One model step of a population: potential after reset and leak, spikes in {-1, 0, 1} (of a relay the graded values), and which neurons saturated."""
 
     potential: Array
-    spikes: npt.NDArray[np.int8]
+    spikes: Array
     saturated: npt.NDArray[np.bool_]
 
 
@@ -59,6 +65,9 @@ def step(potential: Array, current: Array, dynamics: Dynamics, *, integer: bool)
 
     `current` is the sum of everything that arrived, bias and drive, in a wide type (int64 or float64).
     """
+    if dynamics.members == "graded":
+        total, saturated = clamp(current) if integer else (current, np.zeros(current.shape, np.bool_))
+        return Step(total, total, saturated)
     if dynamics.members == "none":
         total = leak(potential, dynamics.leak, integer=integer) + current
         total, saturated = clamp(total) if integer else (total, np.zeros(total.shape, np.bool_))
@@ -98,23 +107,119 @@ def nearest_leak(factor: float) -> float:
     return (DECAY_ONE - decay(factor)) / DECAY_ONE
 
 
-def apply(ops: Iterable[Op], tensors: Mapping[str, Array], values: Array, shape: tuple[int, ...], *, integer: bool) -> Array:
+def apply(ops: Sequence[Op], tensors: Mapping[str, Array], values: Array, shape: Shape, *, integer: bool) -> Array:
     """Apply linear operations left to right to `values` (batch, *source) and return (batch, *shape), int64 or float64.
 
-    New operations are added here and in `ir.output_shape`; this is their definition, not their fastest form.
+    New operations are added here and in `ir.operations`; this is their definition, not their fastest form.
     """
-    wide = np.int64 if integer else np.float64
-    result = values.astype(wide)
-    for op in ops:
-        if isinstance(op, Dense):
-            weight = tensors[op.weight].astype(wide)
-            result = result.reshape(len(result), -1) @ (weight if op.transpose else weight.T)
-            result = np.left_shift(result, op.exponent) if integer else result
-        elif isinstance(op, Scale):
-            result = result * op.factor
-        elif not isinstance(op, Identity):
-            raise GraphError(f"operation {type(op).__name__} has no arithmetic yet: fully connected networks have")
+    result = values.astype(np.int64 if integer else np.float64)
+    source = values.shape[1:]
+    result = result.reshape(len(values), *entry_shape(ops, source, shape, tensors))
+    for op, made in zip(ops, shapes_along(ops, source, shape, tensors), strict=True):
+        result = _applied(op, tensors, result, made, integer).reshape(len(values), *made)
+        exponent = getattr(op, "exponent", 0)
+        result = np.left_shift(result, exponent) if integer and exponent else result
     return result.reshape(len(values), *shape)
+
+
+def _applied(op: Op, tensors: Mapping[str, Array], values: Array, shape: Shape, integer: bool) -> Array:
+    """One operation, without its exponent; `shape` is what it makes."""
+    if isinstance(op, Identity):
+        return values
+    if isinstance(op, Scale):
+        scaled = values if integer else values * op.factor
+        if op.weight is None:
+            return scaled
+        return scaled * tensors[op.weight].astype(values.dtype).reshape(-1, *[1] * (values.ndim - 2))
+    if isinstance(op, Upsample):
+        return _block_sums(values, op.factor) if op.transpose else values.repeat(op.factor, 2).repeat(op.factor, 3)
+    if isinstance(op, AvgPool2d):
+        pooled = _spread(values, op, shape) if op.transpose else _window_sums(values, op)
+        return pooled if integer else pooled / prod(op.kernel)
+    weight = tensors[op.weight].astype(values.dtype)
+    if isinstance(op, Dense):
+        return product(values.reshape(len(values), -1), weight if op.transpose else weight.T)
+    grid = Grid(op.stride, op.padding, op.dilation, op.groups)
+    gathers = isinstance(op, Conv2d) != op.transpose
+    return convolve(values, weight, grid, shape) if gathers else convolve_transposed(values, weight, grid, shape)
+
+
+class Grid(NamedTuple):
+    """Where the windows of a convolution lie: stride, padding and dilation in rows and columns, and the number of channel groups."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+def convolve(values: Array, weight: Array, grid: Grid, shape: Shape) -> Array:
+    """Cross-correlation of `values` (batch, channels, height, width) with `weight` (out, in / groups, kh, kw), cut to `shape`."""
+    rows = _rows(values, weight.shape[2:], grid)[:, :, : shape[1], : shape[2]]
+    batch, _, height, width, _, _ = rows.shape
+    groups = grid.groups
+    grouped = rows.reshape(batch, groups, -1, height, width, *weight.shape[2:]).transpose(1, 0, 3, 4, 2, 5, 6)
+    matrix = grouped.reshape(groups, batch * height * width, -1)
+    kernel = weight.reshape(groups, len(weight) // groups, -1).transpose(0, 2, 1)
+    made = product(matrix, kernel).reshape(groups, batch, height, width, -1)
+    return made.transpose(1, 0, 4, 2, 3).reshape(batch, len(weight), height, width)
+
+
+def _rows(values: Array, kernel: tuple[int, ...], grid: Grid) -> Array:
+    """A view (batch, channels, windows down, windows across, kh, kw) of the padded values."""
+    padded = np.pad(values, ((0, 0), (0, 0), *((p, p) for p in grid.padding)))
+    spans = tuple(d * (k - 1) + 1 for d, k in zip(grid.dilation, kernel, strict=True))
+    view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
+    return view[:, :, :: grid.stride[0], :: grid.stride[1], :: grid.dilation[0], :: grid.dilation[1]]
+
+
+def convolve_transposed(values: Array, weight: Array, grid: Grid, shape: Shape) -> Array:
+    """The adjoint of `convolve`: `values` (batch, channels, height, width) with `weight` (in, out / groups, kh, kw) spread into images of `shape`."""
+    batch, channels, height, width = values.shape
+    groups = grid.groups
+    rows = values.reshape(batch, groups, channels // groups, height * width).transpose(1, 0, 3, 2).reshape(groups, batch * height * width, -1)
+    made = product(rows, weight.reshape(groups, channels // groups, -1)).reshape(groups, batch, height, width, *weight.shape[1:])
+    made = made.transpose(1, 0, 4, 2, 3, 5, 6).reshape(batch, -1, height, width, *weight.shape[2:])
+    return _gathered(made, grid, shape)
+
+
+def _gathered(windows: Array, grid: Grid, shape: Shape) -> Array:
+    """Add windows (batch, channels, down, across, kh, kw) up where they lie in an image of `shape`."""
+    batch, channels, down, across, kh, kw = windows.shape
+    (sy, sx), (py, px), (dy, dx) = grid.stride, grid.padding, grid.dilation
+    height = max(shape[1] + 2 * py, (down - 1) * sy + (kh - 1) * dy + 1)
+    width = max(shape[2] + 2 * px, (across - 1) * sx + (kw - 1) * dx + 1)
+    image = np.zeros((batch, channels, height, width), windows.dtype)
+    for y in range(kh):
+        for x in range(kw):
+            image[:, :, y * dy : y * dy + (down - 1) * sy + 1 : sy, x * dx : x * dx + (across - 1) * sx + 1 : sx] += windows[..., y, x]
+    return image[:, :, py : py + shape[1], px : px + shape[2]]
+
+
+def _window_sums(values: Array, op: AvgPool2d) -> Array:
+    rows: Array = _rows(values, op.kernel, Grid(op.stride, op.padding, (1, 1), 1)).sum(axis=(4, 5))
+    return rows
+
+
+def _spread(values: Array, op: AvgPool2d, shape: Shape) -> Array:
+    windows = np.broadcast_to(values[..., None, None], (*values.shape, *op.kernel))
+    return _gathered(windows, Grid(op.stride, op.padding, (1, 1), 1), shape)
+
+
+def _block_sums(values: Array, factor: int) -> Array:
+    batch, channels, height, width = values.shape
+    blocks: Array = values.reshape(batch, channels, height // factor, factor, width // factor, factor).sum(axis=(3, 5))
+    return blocks
+
+
+def product(rows: Array, matrix: Array) -> Array:
+    """rows @ matrix (also of stacks). Whole numbers go through float64 where no sum can pass 2^53: exact, and many times faster than int64."""
+    if not np.issubdtype(rows.dtype, np.integer) or rows.size == 0:
+        made: Array = rows @ matrix
+        return made
+    largest = float(np.abs(rows).max()) * float(np.abs(matrix).sum(axis=-2).max(initial=0))
+    made = (rows.astype(np.float64) @ matrix.astype(np.float64)).astype(np.int64) if largest < EXACT_FLOAT64 else rows @ matrix
+    return made
 
 
 def largest_product(graph: Graph, synapse: Synapse) -> tuple[int, int]:
@@ -123,13 +228,12 @@ def largest_product(graph: Graph, synapse: Synapse) -> tuple[int, int]:
     A float type holds all partial sums exactly while the first is below `EXACT_FLOAT32` or `EXACT_FLOAT64`.
     """
     source = graph.population(synapse.source)
-    partial = delivered = int(graph.scale("forward", source.name)) if source.kind == "input" else 1
-    for op in synapse.ops:
-        if isinstance(op, Dense):
-            magnitude = np.abs(graph.tensors[op.weight].astype(np.int64)).sum(axis=0 if op.transpose else 1)
-            partial = delivered * int(magnitude.max(initial=0))
-            delivered = partial << op.exponent
-    return partial, delivered
+    delivered = {"input": int(graph.scale("forward", source.name)), "linear": POTENTIAL_LIMIT}.get(source.kind, 1)
+    partial, shifts = delivered, 0
+    for op in synapse.ops:  # a shift rounds nothing: what must stay exact is the sum of mantissas
+        met, _ = largest_sum(op, graph.tensors, delivered)
+        partial, delivered, shifts = max(partial, met), met, shifts + getattr(op, "exponent", 0)
+    return partial, delivered << shifts
 
 
 class Mantissas(NamedTuple):

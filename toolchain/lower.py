@@ -130,7 +130,7 @@ def _scale(normalize: Normalize | None) -> tuple[ir.Op, ...]:
     return () if normalize is None else (Scale(1 / normalize.settings.std[0]),)
 
 
-def _biases(model: FeedbackSNN, tensors: dict[str, Array], shapes: tuple[tuple[int, ...], ...], couples: list[str]) -> dict[str, Bias]:
+def _biases(model: FeedbackSNN, tensors: dict[str, Array], shapes: tuple[tuple[int, ...], ...], couples: list[str]) -> dict[str, tuple[Bias, ...]]:
     """What each layer receives at every step without a spike: full-shape tensors under their parameters' names; layer 0's holds the constant
     part of the normalisation too."""
     chain = [name for name in model.connections() if not name.startswith("feedback.")]
@@ -138,9 +138,9 @@ def _biases(model: FeedbackSNN, tensors: dict[str, Array], shapes: tuple[tuple[i
     found = {}
     for couple, shape, (name, constant) in zip(couples, shapes, constants.items(), strict=True):
         if constant is not None:
-            found[couple] = Bias(f"{name}.bias")
+            found[couple] = (Bias(f"{name}.bias"),)
             tensors[f"{name}.bias"] = frozen(np.broadcast_to(constant, shape))
-    return {**found, "readout": Bias("readout.bias")} if "readout.bias" in tensors else found
+    return {**found, "readout": (Bias("readout.bias"),)} if "readout.bias" in tensors else found
 
 
 def _input_bias(model: FeedbackSNN, tensors: dict[str, Array]) -> Array | None:

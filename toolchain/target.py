@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class History:
-    """Everything a population did, a row a model step: `spikes` int8 and `potentials` (after reset and leak), both (time_steps, samples, *shape)."""
+    """Everything a population did, a row a model step: `spikes` (int8; of a relay its graded values) and `potentials` (after reset and leak), both
+    (time_steps, samples, *shape)."""
 
-    spikes: npt.NDArray[np.int8]
+    spikes: Array
     potentials: Array
 
 
@@ -35,8 +36,8 @@ class History:
 class Result:
     """What a phase left behind, by population; every array has the samples first.
 
-    counts       int32, signed sum of spikes (forward: the spike count)
-    activity     int32, number of spikes of either sign
+    counts       int32, signed sum of spikes (forward: the spike count); of a relay the sum of its graded values, int64 or float64
+    activity     int32, number of spikes of either sign; of a relay the number of values other than 0
     traces       float64, leak-weighted sum of spikes r[T] with r <- leak * r + s (equals counts without leak)
     potentials   final membrane potential in graph units; for a readout, its (weighted) sum
     saturations  int32, how many steps clamped at 24 bit
@@ -45,7 +46,7 @@ class Result:
 
     phase: str
     time_steps: int
-    counts: dict[str, npt.NDArray[np.int32]]
+    counts: dict[str, Array]
     activity: dict[str, npt.NDArray[np.int32]]
     traces: dict[str, npt.NDArray[np.float64]]
     potentials: dict[str, Array]

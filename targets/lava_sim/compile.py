@@ -146,7 +146,7 @@ class Run:
         name, neurons, wide = population.name, prod(population.shape), self._wide
         emits = population.kind == "input"
         driven = emits or any(drive.population == name for drive in phase.drive)
-        bias = phase.bias.get(name) if population.kind != "readout" else None
+        bias = phase.bias[name][0] if population.kind != "readout" and phase.bias.get(name) else None
         current = None if bias is None else self.graph.tensors[bias.tensor].astype(wide).reshape(1, neurons)
         if bias is not None and current is not None and self.graph.integer:
             current = np.left_shift(current, bias.exponent)

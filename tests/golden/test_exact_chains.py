@@ -46,7 +46,7 @@ def graph_of_sample(arrays, meta, sample) -> Graph:
         (*names, "readout"),
         {n: Dynamics(1.0, meta["vth"], reset, "plus") for n in names} | {"readout": Dynamics(1.0)},
         tuple(synapses),
-        bias={names[0]: Bias("current")} | {names[i]: Bias(f"b{i}") for i in range(1, layers)},
+        bias={names[0]: (Bias("current"),)} | {names[i]: (Bias(f"b{i}"),) for i in range(1, layers)},
     )
     feedback = Phase(
         "feedback",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from toolchain.errors import GraphError
-from toolchain.ir import Dynamics, Graph, Identity, Op, Phase, Scale, Synapse
+from toolchain.ir import Dynamics, Graph, Synapse, adjoint
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Adjoint:
 
     The backward stage of population l is y += (1/A_t) W^T (m Ab_t q) over its forward targets t, firing at +-Vb and subtracting Ab. Measured in
     units of A_t/Ab_t this is y' += W^T (m q) with threshold Vb A_t/Ab_t and reset Ab A_t/Ab_t, so both phases read the very same weights.
-    `graph.units` keeps the factor A_t/Ab_t as the population's feedback scale. A graph that declares no feedback phase passes unchanged.
+    A relay passes on W^T of what reaches it, in the same unit, ungated: it has no spikes to count. `graph.units` keeps the factor A_t/Ab_t as the population's feedback scale. A graph that declares no feedback phase passes unchanged.
     """
 
     name: str = "adjoint"
@@ -27,43 +27,51 @@ class Adjoint:
         forward, declared = graph.phase("forward"), graph.phase("feedback")
         if declared.synapses:
             raise GraphError("the feedback phase already has synapses: run adjoint once, on a lowered graph")
-        couples = {population.name for population in graph.of_kind("couple")}
-        between = [s for s in forward.synapses if s.source in couples and s.target in couples]
-        order = tuple(name for name in reversed(forward.order) if name in couples)
-        scale = {name: _scale(graph, declared, [s.target for s in between if s.source == name] or [name], name) for name in order}
+        inner = {population.name: population.kind for population in graph.populations if population.kind in ("couple", "linear")}
+        between = [s for s in forward.synapses if s.source in inner and s.target in inner]
+        order = tuple(name for name in reversed(forward.order) if name in inner)
+        ratios = {name: forward.dynamics[name].reset / declared.dynamics[name].reset for name in order if inner[name] == "couple"}
+        scale = {name: _scale(name, _reached(name, between, ratios), ratios) for name in order}
         feedback = msgspec.structs.replace(
             declared,
             order=order,
             dynamics={name: _in_units(declared.dynamics[name], scale[name]) for name in order},
-            synapses=tuple(_transposed(synapse) for synapse in reversed(between)),
+            synapses=tuple(_transposed(synapse, inner) for synapse in reversed(between)),
         )
         phases = tuple(feedback if phase.name == "feedback" else phase for phase in graph.phases)
         units = msgspec.structs.replace(graph.units, scale={**graph.units.scale, "feedback": scale})
         return msgspec.structs.replace(graph, phases=phases, units=units)
 
 
-def _scale(graph: Graph, declared: Phase, targets: list[str], name: str) -> float:
-    """A_t / Ab_t of the forward targets t of population `name`, which must agree on it."""
-    forward = graph.phase("forward")
-    ratios = {t: forward.dynamics[t].reset / declared.dynamics[t].reset for t in targets}
-    if len(set(ratios.values())) > 1:
-        found = ", ".join(f"'{t}' {ratio:g}" for t, ratio in ratios.items())
-        raise GraphError(
-            f"population '{name}' feeds populations whose resets have different ratios A/Ab ({found}): give them one reset ratio"
-        )
-    return float(next(iter(ratios.values())))
+def _reached(name: str, between: list[Synapse], ratios: dict[str, float]) -> list[str]:
+    """The couples that population `name` feeds, directly or through relays: those whose A/Ab its feedback is measured in."""
+    found: list[str] = []
+    seen, fresh = {name}, [name]
+    while fresh:
+        targets = [s.target for s in between if s.source == fresh[0]]
+        found += [t for t in targets if t in ratios and t not in found]
+        relays = [t for t in targets if t not in ratios and t not in seen]
+        seen.update(relays)
+        fresh = [*fresh[1:], *relays]
+    return found or ([name] if name in ratios else list(ratios))
+
+
+def _scale(name: str, targets: list[str], ratios: dict[str, float]) -> float:
+    """A_t / Ab_t of the couples t that population `name` feeds, which must agree on it up to rounding."""
+    found = {t: ratios[t] for t in targets}
+    first = next(iter(found.values()))
+    if any(abs(ratio - first) > 1e-9 * first for ratio in found.values()):
+        listed = ", ".join(f"'{t}' {ratio:g}" for t, ratio in found.items())
+        raise GraphError(f"population '{name}' feeds populations whose resets have different ratios A/Ab ({listed}): give them one reset ratio")
+    return float(first)
 
 
 def _in_units(dynamics: Dynamics, scale: float) -> Dynamics:
     return msgspec.structs.replace(dynamics, threshold=dynamics.threshold * scale, reset=dynamics.reset * scale)
 
 
-def _transposed(synapse: Synapse) -> Synapse:
-    """The adjoint of a forward synapse. Its delay stays: in the reversed order a same-step edge is again same-step, a delayed one delayed."""
-    ops = tuple(_transposed_op(op) for op in reversed(synapse.ops))
-    return Synapse(source=synapse.target, target=synapse.source, ops=ops, delay=synapse.delay, gate=synapse.target)
-
-
-def _transposed_op(op: Op) -> Op:
-    """Self-adjoint operations stay; the others flip their `transpose` flag and keep their tensor."""
-    return op if isinstance(op, (Scale, Identity)) else msgspec.structs.replace(op, transpose=not op.transpose)
+def _transposed(synapse: Synapse, kinds: dict[str, str]) -> Synapse:
+    """The adjoint of a forward synapse, gated where it leaves couples. Its delay stays: in the reversed order a same-step edge is again same-step, a
+    delayed one delayed."""
+    gate = synapse.target if kinds[synapse.target] == "couple" else None
+    return Synapse(source=synapse.target, target=synapse.source, ops=adjoint(synapse.ops), delay=synapse.delay, gate=gate)

@@ -14,7 +14,8 @@ from toolchain.ir import Drive, Graph, Phase
 @dataclass(frozen=True)
 class Inject:
     """`bias`: the host applies each connection that leaves the input once per sample, and the population's bias with it; the sum is a constant
-    current, as the input of a feedback spiking network is (METHODS 1.1: no spike encoder). `graded`: the connection stays on the chip."""
+    current, as the input of a feedback spiking network is (METHODS 1.1: no spike encoder). `graded`: the connection stays on the chip, as that of
+    events always does: they change at every step."""
 
     mode: Literal["bias", "graded"] = "bias"
     name: str = "inject"
@@ -22,7 +23,7 @@ class Inject:
     def __call__(self, graph: Graph) -> Graph:
         if self.mode not in ("bias", "graded"):
             raise UsageError(f"unknown input '{self.mode}': choose bias or graded")
-        if self.mode == "graded":
+        if self.mode == "graded" or any(population.events for population in graph.of_kind("input")):
             return graph
         forward = _injected(graph, graph.phase("forward"))
         return msgspec.structs.replace(graph, phases=tuple(forward if p.name == "forward" else p for p in graph.phases))
@@ -37,16 +38,15 @@ def _injected(graph: Graph, phase: Phase) -> Phase:
             continue
         if any(drive.population == synapse.target for drive in drives):
             raise GraphError(f"population '{synapse.target}' has two connections from the input: join them into one")
-        own = bias.get(synapse.target)
-        if own is not None and own.start == 0:
-            del bias[synapse.target]
-            drives.append(Drive(synapse.target, "input", synapse.ops, bias=own.tensor))
-        else:
-            drives.append(Drive(synapse.target, "input", synapse.ops))
+        steady = [b for b in bias.get(synapse.target, ()) if b.start == 0]
+        joined = steady[0] if len(steady) == 1 else None
+        if joined is not None:
+            bias[synapse.target] = tuple(b for b in bias[synapse.target] if b is not joined)
+        drives.append(Drive(synapse.target, "input", synapse.ops, bias=None if joined is None else joined.tensor))
     return msgspec.structs.replace(
         phase,
         order=tuple(name for name in phase.order if name not in inputs),
         synapses=tuple(s for s in phase.synapses if s.source not in inputs),
         drive=tuple(drives),
-        bias=bias,
+        bias={name: biases for name, biases in bias.items() if biases},
     )

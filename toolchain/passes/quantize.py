@@ -183,7 +183,7 @@ class _Quantizer:
             phase,
             dynamics={name: self._dynamics(phase.name, name, dynamics) for name, dynamics in phase.dynamics.items()},
             synapses=tuple(self._synapse(phase, synapse) for synapse in phase.synapses),
-            bias={name: self._bias(phase, name, bias) for name, bias in phase.bias.items()},
+            bias={name: tuple(self._bias(phase, name, bias) for bias in biases) for name, biases in phase.bias.items()},
             drive=tuple(self._drive(phase, drive) for drive in phase.drive),
         )
 
@@ -267,7 +267,7 @@ class _Quantizer:
         return self.source.tensors[_dense(synapse.ops, f"synapse '{synapse.source}' -> '{synapse.target}'").weight]
 
     def _bias_tensor(self, phase: Phase, name: str) -> Array:
-        return self.source.tensors[phase.bias[name].tensor] if name in phase.bias else np.zeros(1)
+        return sum((self.source.tensors[bias.tensor] for bias in phase.bias.get(name, ())), np.zeros(1))
 
 
 def _dense(ops: Iterable[object], where: str) -> Dense:
