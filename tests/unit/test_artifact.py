@@ -65,7 +65,7 @@ DAMAGE = {
     "empty": (lambda d: b"", "no readable artefact, perhaps cut short"),
     "text": (lambda d: b"hello there, this is no artefact", "no readable artefact"),
     "one bit": (lambda d: d[:-1] + bytes([d[-1] ^ 1]), "was changed after it was compiled"),
-    "version": (lambda d: header_edit(d, lambda h: h.update(version=99)), "has artefact format 99, this toolchain reads 1"),
+    "version": (lambda d: header_edit(d, lambda h: h.update(version=99)), "has artefact format 99, this toolchain reads 2"),
     "unknown field": (lambda d: header_edit(d, lambda h: h.update(extra=1)), "unknown field `extra`"),
     "changed threshold": (
         lambda d: header_edit(d, lambda h: h["graph"]["phases"][0]["dynamics"]["couple0"].update(threshold=7)),

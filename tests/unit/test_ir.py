@@ -29,7 +29,7 @@ def synapse(graph, **fields):
 
 def with_bias(graph, **fields):
     bias = graph.phase("forward").bias
-    return with_phase(graph, bias={**bias, "couple0": change(bias["couple0"], **fields)})
+    return with_phase(graph, bias={**bias, "couple0": (change(bias["couple0"][0], **fields),)})
 
 
 def with_drive(graph, **fields):
@@ -84,7 +84,7 @@ CASES = {
     ),
     "linear": (
         lambda g: change(g, populations=tuple(change(p, kind="linear") if p.name == "couple0" else p for p in g.populations)),
-        "'couple0' is a linear relay, which no target computes yet",
+        "population 'couple0'.* is a linear with members 'plus': .* linear relays 'graded'",
     ),
     "input in the feedback phase": (
         lambda g: change(g, phases=(g.phases[0], change(g.phases[1], order=("input", *g.phases[1].order)))),

@@ -56,7 +56,7 @@ def test_fold_merges_scales_and_keeps_shared_tensors(random_graph):
 
 def test_inject_moves_the_first_connection_and_its_bias_to_the_host(random_graph):
     graph = random_graph(1, couples=2, integer=False, graded=True, skips=False)
-    start = {name: change(b, start=0) for name, b in graph.phase("forward").bias.items()}
+    start = {name: tuple(change(b, start=0) for b in biases) for name, biases in graph.phase("forward").bias.items()}
     graph = change(graph, phases=(change(graph.phase("forward"), bias=start), *graph.phases[1:]))
     injected = Inject()(graph).phase("forward")
     assert "input" not in injected.order
