@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from toolchain import fixed
 from toolchain.errors import GraphError, UsageError
-from toolchain.ir import Array, AvgPool2d, Drive, Graph, Op, Phase, Scale, Synapse, adjoint, weight_of
+from toolchain.ir import Array, Drive, Graph, Op, Phase, Scale, Synapse, adjoint, weight_of
 from toolchain.target import Result
 
 
@@ -240,7 +240,7 @@ def _as_floats(graph: Graph, ops: Sequence[Op]) -> _Floats:
         return _Floats(tuple(ops), dict(graph.tensors))
     exponents = {name: getattr(op, "exponent", 0) for op in ops if (name := weight_of(op)) is not None}
     tensors = {name: np.ldexp(graph.tensors[name].astype(np.float64), exponent) for name, exponent in exponents.items()}
-    return _Floats(tuple(_as_sums(ops)), tensors)
+    return _Floats(fixed.summed(ops), tensors)
 
 
 def _couples(graph: Graph) -> set[str]:
@@ -298,19 +298,7 @@ def _fan_out(graph: Graph, synapse: Synapse) -> npt.NDArray[np.float64]:
     """Weights that leave each neuron of the source, (neurons,): the nonzero ones of a single operation; of a composed connection all ways from the
     source to a target neuron through operations with nonzero weights."""
     source, target = graph.population(synapse.source).shape, graph.population(synapse.target).shape
-    present = {
-        name: (graph.tensors[name] != 0).astype(np.float64) for op in synapse.ops if (name := weight_of(op)) is not None
-    }
-    counted = tuple(_as_sums([msgspec.structs.replace(op, factor=1.0) if isinstance(op, Scale) else op for op in synapse.ops]))
+    present = {name: (graph.tensors[name] != 0).astype(np.float64) for op in synapse.ops if (name := weight_of(op)) is not None}
+    counted = fixed.summed([msgspec.structs.replace(op, factor=1.0) if isinstance(op, Scale) else op for op in synapse.ops])
     reached = fixed.apply(adjoint(counted), present, np.ones((1, *target)), source, integer=False)
     return np.asarray(reached.reshape(-1), np.float64)
-
-
-def _as_sums(ops: Sequence[Op]) -> list[Op]:
-    """Pools as sums over their windows: every way counts 1."""
-    made: list[Op] = []
-    for op in ops:
-        made.append(op)
-        if isinstance(op, AvgPool2d):
-            made.append(Scale(float(prod(op.kernel))))
-    return made

@@ -122,6 +122,16 @@ def apply(ops: Sequence[Op], tensors: Mapping[str, Array], values: Array, shape:
     return result.reshape(len(values), *shape)
 
 
+def summed(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """`ops` for `apply` in floats with windows summed instead of averaged, as integer graphs have them."""
+    made: list[Op] = []
+    for op in ops:
+        made.append(op)
+        if isinstance(op, AvgPool2d):
+            made.append(Scale(float(prod(op.kernel))))
+    return tuple(made)
+
+
 def _applied(op: Op, tensors: Mapping[str, Array], values: Array, shape: Shape, integer: bool) -> Array:
     """One operation, without its exponent; `shape` is what it makes."""
     if isinstance(op, Identity):
@@ -130,11 +140,12 @@ def _applied(op: Op, tensors: Mapping[str, Array], values: Array, shape: Shape, 
         scaled = values if integer else values * op.factor
         if op.weight is None:
             return scaled
-        return scaled * tensors[op.weight].astype(values.dtype).reshape(-1, *[1] * (values.ndim - 2))
+        factors = tensors[op.weight].astype(values.dtype)
+        return np.asarray(scaled * factors.reshape(-1, *[1] * (values.ndim - 2)))
     if isinstance(op, Upsample):
         return _block_sums(values, op.factor) if op.transpose else values.repeat(op.factor, 2).repeat(op.factor, 3)
     if isinstance(op, AvgPool2d):
-        pooled = _spread(values, op, shape) if op.transpose else _window_sums(values, op)
+        pooled: Array = _spread(values, op, shape) if op.transpose else _window_sums(values, op)
         return pooled if integer else pooled / prod(op.kernel)
     weight = tensors[op.weight].astype(values.dtype)
     if isinstance(op, Dense):
@@ -155,7 +166,8 @@ class Grid(NamedTuple):
 
 def convolve(values: Array, weight: Array, grid: Grid, shape: Shape) -> Array:
     """Cross-correlation of `values` (batch, channels, height, width) with `weight` (out, in / groups, kh, kw), cut to `shape`."""
-    rows = _rows(values, weight.shape[2:], grid)[:, :, : shape[1], : shape[2]]
+    kh, kw = weight.shape[2:]
+    rows = _rows(values, (kh, kw), grid)[:, :, : shape[1], : shape[2]]
     batch, _, height, width, _, _ = rows.shape
     groups = grid.groups
     grouped = rows.reshape(batch, groups, -1, height, width, *weight.shape[2:]).transpose(1, 0, 3, 4, 2, 5, 6)
@@ -165,11 +177,11 @@ def convolve(values: Array, weight: Array, grid: Grid, shape: Shape) -> Array:
     return made.transpose(1, 0, 4, 2, 3).reshape(batch, len(weight), height, width)
 
 
-def _rows(values: Array, kernel: tuple[int, ...], grid: Grid) -> Array:
+def _rows(values: Array, kernel: tuple[int, int], grid: Grid) -> Array:
     """A view (batch, channels, windows down, windows across, kh, kw) of the padded values."""
     padded = np.pad(values, ((0, 0), (0, 0), *((p, p) for p in grid.padding)))
-    spans = tuple(d * (k - 1) + 1 for d, k in zip(grid.dilation, kernel, strict=True))
-    view = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
+    down, across = (d * (k - 1) + 1 for d, k in zip(grid.dilation, kernel, strict=True))
+    view: Array = np.lib.stride_tricks.sliding_window_view(padded, (down, across), axis=(2, 3))  # type: ignore[call-overload]  # NumPy's stub takes one axis only
     return view[:, :, :: grid.stride[0], :: grid.stride[1], :: grid.dilation[0], :: grid.dilation[1]]
 
 
@@ -177,7 +189,9 @@ def convolve_transposed(values: Array, weight: Array, grid: Grid, shape: Shape) 
     """The adjoint of `convolve`: `values` (batch, channels, height, width) with `weight` (in, out / groups, kh, kw) spread into images of `shape`."""
     batch, channels, height, width = values.shape
     groups = grid.groups
-    rows = values.reshape(batch, groups, channels // groups, height * width).transpose(1, 0, 3, 2).reshape(groups, batch * height * width, -1)
+    rows = (
+        values.reshape(batch, groups, channels // groups, height * width).transpose(1, 0, 3, 2).reshape(groups, batch * height * width, -1)
+    )
     made = product(rows, weight.reshape(groups, channels // groups, -1)).reshape(groups, batch, height, width, *weight.shape[1:])
     made = made.transpose(1, 0, 4, 2, 3, 5, 6).reshape(batch, -1, height, width, *weight.shape[2:])
     return _gathered(made, grid, shape)
@@ -215,11 +229,11 @@ def _block_sums(values: Array, factor: int) -> Array:
 def product(rows: Array, matrix: Array) -> Array:
     """rows @ matrix (also of stacks). Whole numbers go through float64 where no sum can pass 2^53: exact, and many times faster than int64."""
     if not np.issubdtype(rows.dtype, np.integer) or rows.size == 0:
-        made: Array = rows @ matrix
-        return made
+        return np.asarray(rows @ matrix)
     largest = float(np.abs(rows).max()) * float(np.abs(matrix).sum(axis=-2).max(initial=0))
-    made = (rows.astype(np.float64) @ matrix.astype(np.float64)).astype(np.int64) if largest < EXACT_FLOAT64 else rows @ matrix
-    return made
+    if largest < EXACT_FLOAT64:
+        return (rows.astype(np.float64) @ matrix.astype(np.float64)).astype(np.int64)
+    return np.asarray(rows @ matrix)
 
 
 def largest_product(graph: Graph, synapse: Synapse) -> tuple[int, int]:

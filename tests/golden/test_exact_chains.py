@@ -70,7 +70,7 @@ def compiled(arrays, meta, sample) -> Graph:
 
 def by_hand(graph) -> Graph:
     """The same graph in units of 1/512: weights k/64 are k << 3, currents are multiples of 1/512."""
-    currents = {bias.tensor for bias in graph.phase("forward").bias.values()}
+    currents = {bias.tensor for biases in graph.phase("forward").bias.values() for bias in biases}
     tensors = {n: frozen(t * (512 if n in currents else 1 if n == "readout" else 64), np.int16) for n, t in graph.tensors.items()}
 
     def synapse(s):

@@ -65,7 +65,9 @@ def shapes_along(ops: Sequence[Op], source: Shape, target: Shape, tensors: Mappi
                 raise GraphError(f"{type(op).__name__} follows a transposed operation: transpose all that follow, or none")
             behind.append(output_shape(transposed(op), behind[-1], tensors))
         if prod(behind[-1]) != prod(found[-1]):
-            raise GraphError(f"transposed operations take {behind[-1]} to make {target}, but get {found[-1]}: correct the weights or the population")
+            raise GraphError(
+                f"transposed operations take {behind[-1]} to make {target}, but get {found[-1]}: correct the weights or the population"
+            )
         found[-1] = behind[-1]
         found.extend(reversed(behind[:-1]))
     if prod(found[-1]) != prod(target):
@@ -125,17 +127,23 @@ def _convolved(op: Conv2d | ConvTranspose2d, shape: Shape, weight: Array) -> Sha
     if weight.shape[0] % op.groups:
         raise GraphError(f"weight '{op.weight}' has {weight.shape[0]} channels in {op.groups} groups: groups must divide them")
     if min(made) < 1:
-        raise GraphError(f"weight '{op.weight}' makes an image of {made[0]} x {made[1]} of {shape[1]} x {shape[2]}: lower its padding or kernel")
+        raise GraphError(
+            f"weight '{op.weight}' makes an image of {made[0]} x {made[1]} of {shape[1]} x {shape[2]}: lower its padding or kernel"
+        )
     return (channels, made[0], made[1])
 
 
 def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, what: str) -> int:
     """How many windows fit along one axis."""
     if min(kernel, stride, dilation) < 1 or padding < 0:
-        raise GraphError(f"{what} has kernel {kernel}, stride {stride}, dilation {dilation}, padding {padding}: at least 1, padding at least 0")
+        raise GraphError(
+            f"{what} has kernel {kernel}, stride {stride}, dilation {dilation}, padding {padding}: at least 1, padding at least 0"
+        )
     span = dilation * (kernel - 1) + 1
     if size + 2 * padding < span:
-        raise GraphError(f"{what} needs {span} values in a row and its padded source has {size + 2 * padding}: lower its kernel or pad more")
+        raise GraphError(
+            f"{what} needs {span} values in a row and its padded source has {size + 2 * padding}: lower its kernel or pad more"
+        )
     return (size + 2 * padding - span) // stride + 1
 
 
@@ -159,7 +167,9 @@ def largest_sum(op: Op, tensors: Mapping[str, Array], incoming: int) -> tuple[in
 
 def largest_rows(op: Op, tensors: Mapping[str, Array]) -> float:
     """The largest sum of magnitudes of the weights that meet in one target neuron (of a transposed convolution a bound on it)."""
-    weight = np.abs(tensors[str(weight_of(op))].astype(np.int64 if np.issubdtype(tensors[str(weight_of(op))].dtype, np.integer) else np.float64))
+    weight = np.abs(
+        tensors[str(weight_of(op))].astype(np.int64 if np.issubdtype(tensors[str(weight_of(op))].dtype, np.integer) else np.float64)
+    )
     if isinstance(op, Scale):
         return float(weight.max(initial=0))
     gathers = not op.transpose if isinstance(op, (Dense, Conv2d)) else op.transpose  # type: ignore[union-attr]  # has a weight, hence one of three

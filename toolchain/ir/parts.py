@@ -242,13 +242,25 @@ class Rounding(Part, frozen=True):
     clipped: int
 
 
+class Calibration(Part, frozen=True):
+    """What a float graph did on real inputs, in its own units: the largest |potential| before firing by phase and population, the largest |current| of each input
+    drive by population, over `samples` samples of `dataset` (its training split, from the first on)."""
+
+    dataset: str
+    samples: int
+    potential: dict[str, dict[str, float]]
+    current: dict[str, float]
+
+
 class Provenance(Part, frozen=True):
-    """Where a graph comes from: model name, sha256 of the source weights, the passes applied, what rounding did to each tensor, and notes for people."""
+    """Where a graph comes from: model name, sha256 of the source weights, the passes applied, what rounding did to each tensor, what calibration saw, and
+    notes for people."""
 
     model: str
     source_sha256: str = ""
     passes: tuple[str, ...] = ()
     rounding: dict[str, Rounding] = {}
+    calibration: Union[Calibration, None] = None
     notes: tuple[str, ...] = ()
 
 

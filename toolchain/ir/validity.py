@@ -173,7 +173,8 @@ def _verify_synapse(graph: Graph, phase: Phase, synapse: Synapse, position: Mapp
             f"{where} is gated by '{synapse.gate}', which is no population of the source's shape {shapes[synapse.source]}",
         )
         _require(
-            graph.population(synapse.gate).kind == "couple", f"{where} is gated by '{synapse.gate}', which has no spikes to count: gate by couples"
+            graph.population(synapse.gate).kind == "couple",
+            f"{where} is gated by '{synapse.gate}', which has no spikes to count: gate by couples",
         )
     _verify_shapes(synapse.ops, shapes[synapse.source], shapes[synapse.target], graph.tensors, where)
     if graph.integer:

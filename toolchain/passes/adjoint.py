@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -62,7 +63,9 @@ def _scale(name: str, targets: list[str], ratios: dict[str, float]) -> float:
     first = next(iter(found.values()))
     if any(abs(ratio - first) > 1e-9 * first for ratio in found.values()):
         listed = ", ".join(f"'{t}' {ratio:g}" for t, ratio in found.items())
-        raise GraphError(f"population '{name}' feeds populations whose resets have different ratios A/Ab ({listed}): give them one reset ratio")
+        raise GraphError(
+            f"population '{name}' feeds populations whose resets have different ratios A/Ab ({listed}): give them one reset ratio"
+        )
     return float(first)
 
 
@@ -70,7 +73,7 @@ def _in_units(dynamics: Dynamics, scale: float) -> Dynamics:
     return msgspec.structs.replace(dynamics, threshold=dynamics.threshold * scale, reset=dynamics.reset * scale)
 
 
-def _transposed(synapse: Synapse, kinds: dict[str, str]) -> Synapse:
+def _transposed(synapse: Synapse, kinds: Mapping[str, str]) -> Synapse:
     """The adjoint of a forward synapse, gated where it leaves couples. Its delay stays: in the reversed order a same-step edge is again same-step, a
     delayed one delayed."""
     gate = synapse.target if kinds[synapse.target] == "couple" else None

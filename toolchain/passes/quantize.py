@@ -1,21 +1,39 @@
-"""Integers for the chip: one grid for all couples, mantissas and exponents for weights and currents, and a record of what rounding did."""
+"""Integers for the chip: one scale for all units, mantissas and exponents for weights and currents, and a record of what rounding did."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil, floor, log2, sqrt
+from math import floor, log2, sqrt
+from typing import Union
 
 import msgspec
 import numpy as np
 
 from toolchain import fixed
 from toolchain.errors import DesignRuleError, GraphError, UsageError
-from toolchain.ir import POTENTIAL_LIMIT, SHIFT_LIMIT, Array, Bias, Dense, Drive, Dynamics, Graph, Phase, Rounding, Synapse, Units, frozen
+from toolchain.ir import (
+    POTENTIAL_LIMIT,
+    SHIFT_LIMIT,
+    Array,
+    Bias,
+    Calibration,
+    Drive,
+    Dynamics,
+    Graph,
+    Op,
+    Phase,
+    Rounding,
+    Synapse,
+    Units,
+    frozen,
+    largest_rows,
+    largest_sum,
+    weight_of,
+)
 from toolchain.limits import LOIHI2
-
-FINEST = 2**13
-"""No threshold needs a finer grid than this: 13-bit currents end there."""
+from toolchain.passes import grids
+from toolchain.passes.grids import LARGEST_CURRENT
+from toolchain.passes.ranges import Range, Ranges, drive_range, ranges
 
 LARGEST_LEVELS = 2**16 - 1
 """Finer inputs than these would leave the host's integers too few bits for the weights."""
@@ -23,160 +41,196 @@ LARGEST_LEVELS = 2**16 - 1
 LARGEST_PIXEL = 255
 """An input sent on the chip is an 8-bit graded spike."""
 
-LARGEST_CURRENT = fixed.CURRENT_MANTISSA[1] << fixed.CURRENT_EXPONENT_MAX
-"""What a bias register can inject at most."""
+EVENT_LEVELS = 15
+"""Events are spikes or few-valued frames: a coarser message leaves the weights that meet it more room."""
 
 HOST_LIMIT = 2**52
 """Host sums stay below this, so that float64 products of whole numbers are exact."""
+
+MARGIN = 1.25
+"""What calibration saw, times this, is made room for: other inputs go a little further."""
 
 
 @dataclass(frozen=True)
 class Quantize:
     """Float graph to integer graph for one chip.
 
-    All couples share one unit q (grid steps per 1.0 of membrane potential), in both phases up to the factor A/Ab of `adjoint`, so the feedback
-    phase reads the forward integers. Each connection has its own exponent e >= 0: its mantissas are W q / 2^e rounded to `weight_bits`. q is
-    searched for the least relative rounding error over all connections, then raised by powers of two (which never change a spike) until
-    currents are fine enough, exponents reach the chip's limit, or a worst-case bound on the membrane would pass 24 bit. A readout, outside all
-    loops, has a unit of its own. Thresholds, resets, biases, leaks and the host's input connection are rounded likewise.
+    Units and exponents are those of `passes.grids`: one scale times powers of two, in both phases, so the feedback phase reads the forward integers. Each
+    connection's mantissas are rounded to `weight_bits` at the exponent of least error. A readout, outside all loops, has a unit of its own. Thresholds,
+    resets, biases, leaks and the host's input connection are rounded likewise. What the worst case of any input needs room for is worked out by `passes.ranges`;
+    `calibration` replaces it by what real inputs needed, which leaves finer units and currents, and what passes the room is cut, saturated and counted.
+    `input_levels` is what an input of 1.0 is sent or multiplied as (None: 255, events 15).
     """
 
     weight_bits: int = 8
-    input_levels: int = 255
+    input_levels: Union[int, None] = None
+    calibration: Union[Calibration, None] = None
     name: str = "quantize"
 
     def __call__(self, graph: Graph) -> Graph:
         if not 2 <= self.weight_bits <= LOIHI2.weight_bits.value:
             raise UsageError(f"weight_bits is {self.weight_bits}: the chip has 2 to {LOIHI2.weight_bits.value}")
-        if not 1 <= self.input_levels <= LARGEST_LEVELS:
-            raise UsageError(f"input_levels is {self.input_levels}: an input has 1 to {LARGEST_LEVELS:,} levels")
-        if self.input_levels > LARGEST_PIXEL and any(
-            s.source in {p.name for p in graph.of_kind("input")} for s in graph.phase("forward").synapses
-        ):
-            raise UsageError(f"input_levels is {self.input_levels}: pixels sent on the chip have 8 bits, so at most {LARGEST_PIXEL}")
+        levels = self._levels(graph)
         if graph.integer:
             raise GraphError("the graph is already in integers: quantize a float graph")
-        return _Quantizer(graph, self.weight_bits, self.input_levels).graph()
+        _require_folded(graph)
+        return _Quantizer(graph, self.weight_bits, levels, self.calibration).graph()
+
+    def _levels(self, graph: Graph) -> int:
+        events = any(population.events for population in graph.of_kind("input"))
+        levels = (EVENT_LEVELS if events else LARGEST_PIXEL) if self.input_levels is None else self.input_levels
+        if not 1 <= levels <= LARGEST_LEVELS:
+            raise UsageError(f"input_levels is {levels}: an input has 1 to {LARGEST_LEVELS:,} levels")
+        inputs = {population.name for population in graph.of_kind("input")}
+        if levels > LARGEST_PIXEL and any(s.source in inputs for s in graph.phase("forward").synapses):
+            raise UsageError(f"input_levels is {levels}: pixels sent on the chip have 8 bits, so at most {LARGEST_PIXEL}")
+        return levels
+
+
+def _require_folded(graph: Graph) -> None:
+    for phase in graph.phases:
+        for synapse in phase.synapses:
+            _one_weight(synapse.ops, f"synapse '{synapse.source}' -> '{synapse.target}' in phase '{phase.name}'")
+        for drive in phase.drive:
+            if drive.source == "input":
+                _one_weight(drive.ops, f"drive of '{drive.population}'")
+    readers: dict[str, Synapse] = {}
+    for synapse in graph.phase("forward").synapses:
+        name = _name(synapse)
+        if name in readers:
+            one = readers[name]
+            raise GraphError(
+                f"synapses '{one.source}' -> '{one.target}' and '{synapse.source}' -> '{synapse.target}' share weight '{name}', which each may need in another unit: "
+                "give each its own"
+            )
+        readers[name] = synapse
+    for synapse in graph.phase("feedback").synapses if graph.has_phase("feedback") else ():
+        if _name(synapse) not in readers:
+            raise GraphError(
+                f"synapse '{synapse.source}' -> '{synapse.target}' of the feedback phase reads '{_name(synapse)}', which no forward synapse does: run adjoint"
+            )
+
+
+def _one_weight(ops: tuple[Op, ...], where: str) -> None:
+    factors = [op for op in ops if getattr(op, "factor", 1) != 1 and type(op).__name__ == "Scale"]
+    if grids.the_weight(ops) is None or factors:
+        found = ", ".join(type(op).__name__ for op in ops) or "no operation"
+        raise GraphError(f"{where} has operations {found}: a connection with exactly one weight and no bare scale is quantized; run fold")
+
+
+def _name(synapse: Synapse) -> str:
+    (name,) = [name for op in synapse.ops if (name := weight_of(op)) is not None]
+    return name
 
 
 class _Quantizer:
     """One run of the pass: gathers integer tensors and the record while it rewrites the phases."""
 
-    def __init__(self, graph: Graph, weight_bits: int, input_levels: int) -> None:
+    def __init__(self, graph: Graph, weight_bits: int, levels: int, calibration: Calibration | None) -> None:
         self.source = graph
         self.low, self.high = fixed.weight_range(weight_bits)
-        self.levels = input_levels
-        self.couples = {population.name for population in graph.of_kind("couple")}
-        self.inputs = {population.name for population in graph.of_kind("input")}
+        self.levels = levels
+        self.calibration = calibration
+        self.kinds = {population.name: population.kind for population in graph.populations}
         self.tensors: dict[str, Array] = {}
-        self.exponents: dict[str, int] = {}
         self.rounding: dict[str, Rounding] = {}
-        self.grid = self._grid()
-        self.grids = self._grids()
+        self.worst: dict[tuple[str, str], Range] = {
+            (phase.name, drive.population): drive_range(graph, phase, drive) for phase in graph.phases for drive in phase.drive
+        }
+        self.ranges: dict[str, Ranges] = {phase.name: ranges(graph, phase, self._injected(phase)) for phase in graph.phases}
+        self.drives = {key: self._observed_current(key, found.largest) for key, found in self.worst.items()}
+        self.potentials: dict[tuple[str, str], float] = {
+            (phase, name): self._observed_potential(phase, name, found.largest)
+            for phase, bounds in self.ranges.items()
+            for name, found in bounds.potential.items()
+        }
+        self.grids = grids.choose(graph, self.low, self.high, levels, self.potentials, self.drives)
+        self.readouts = {readout.name: self._readout_grid(readout.name) for readout in graph.of_kind("readout")}
+
+    def _injected(self, phase: Phase) -> dict[str, Range]:
+        return {drive.population: self.worst[phase.name, drive.population] for drive in phase.drive}
+
+    def _observed_current(self, key: tuple[str, str], worst: float) -> float:
+        phase, name = key
+        if self.calibration is None or phase != "forward" or name not in self.calibration.current:
+            return worst
+        return min(worst, self.calibration.current[name] * MARGIN)
+
+    def _observed_potential(self, phase: str, name: str, worst: float) -> float:
+        if self.calibration is None or name not in self.calibration.potential.get(phase, {}):
+            return worst
+        return min(worst, self.calibration.potential[phase][name] * MARGIN)
 
     def graph(self) -> Graph:
+        for synapse in self.source.phase("forward").synapses:
+            self._round_weight(synapse)
         phases = tuple(self._phase(phase) for phase in self.source.phases)
-        provenance = msgspec.structs.replace(self.source.provenance, rounding=dict(sorted(self.rounding.items())), notes=self._notes())
+        provenance = msgspec.structs.replace(
+            self.source.provenance,
+            rounding=dict(sorted(self.rounding.items())),
+            calibration=self.calibration,
+            notes=(*self.source.provenance.notes, *self._notes()),
+        )
         units = Units("integer", self._scales())
         return msgspec.structs.replace(self.source, phases=phases, tensors=self.tensors, units=units, provenance=provenance)
 
-    def _notes(self) -> tuple[str, ...]:
-        """What the worst case may cost, in sentences."""
+    def _grid(self, phase: str, name: str) -> float:
+        """Integer steps per unit of the float graph."""
+        if name in self.readouts:
+            return self.readouts[name]
+        return (self.grids.feedback if phase == "feedback" else self.grids.forward)[name]
+
+    def _notes(self) -> list[str]:
+        """What the worst case, or an input beyond those that were seen, may cost, in sentences."""
+        when = "in the worst case" if self.calibration is None else "beyond what calibration saw, in the worst case"
         notes = []
-        if self._largest_potential() * self.grid > POTENTIAL_LIMIT:
-            notes.append("in the worst case a membrane passes 24 bit and saturates: saturations are counted in every run")
-        full = [r.name for r in self.source.of_kind("readout") if self._largest_readout(r.name) * self.grids[r.name] > POTENTIAL_LIMIT]
+        full = {(p, n): v * self._grid(p, n) / POTENTIAL_LIMIT for (p, n), v in self._worst_potentials().items()}
+        over = sorted(name for (_, name), share in full.items() if share > 1 and self.kinds[name] in ("couple", "linear"))
+        if over:
+            listed = ", ".join(f"'{name}'" for name in dict.fromkeys(over))
+            notes.append(f"{when} a membrane of {listed} passes 24 bit and saturates: saturations are counted in every run")
         notes += [
-            f"in the worst case readout '{name}' passes 24 bit and saturates: fewer time steps avoid it; saturations are counted in every run"
-            for name in full
+            f"{when} readout '{name}' passes 24 bit and saturates: fewer time steps avoid it; saturations are counted in every run"
+            for (_, name), share in full.items()
+            if share > 1 and self.kinds[name] == "readout"
         ]
-        if self._largest_current() * self.grid > LARGEST_CURRENT:
-            notes.append(
-                "in the worst case an injected current passes its 13-bit mantissa and is cut: cut currents are counted in every run"
-            )
-        return tuple(notes)
+        if any(record.clipped for name, record in self.rounding.items() if name.endswith(".current")):
+            notes.append(f"{when} an injected current passes its 13-bit mantissa and is cut: cut currents are counted in every run")
+        return notes
 
-    def _grid(self) -> float:
-        """q: grid steps per 1.0 of membrane potential."""
-        shared = [weight for weight in self._weights_on_the_grid() if weight.any()]
-        threshold = float(max(self.source.phase("forward").dynamics[name].threshold for name in self.couples))
-        if not shared:
-            return self._whole(FINEST / threshold, threshold)
-        # Where the smallest connection fills its mantissas at exponent 0, all others do at exponents above.
-        full = max(self.high / float(np.abs(weight).max()) for weight in shared)
-        # The power of two among the candidates represents weights on a binary grid without any error.
-        candidates = [2.0 ** ceil(log2(full)), *(full * 2.0 ** (np.arange(64) / 64))]
-        base = min(candidates, key=lambda grid: sum(self._relative_error(weight, grid) for weight in shared))
-        spare = fixed.WEIGHT_EXPONENT_MAX - max(self._exponent(weight, base, 64) for weight in shared)
-        if spare < 0:
-            return self._whole(base * 2.0**spare, threshold)
-        wanted = (POTENTIAL_LIMIT / self._largest_potential(), LARGEST_CURRENT / self._largest_current(), FINEST / threshold)
-        shift = min(spare, *(floor(log2(max(1.0, largest / base))) for largest in wanted))
-        return self._whole(base * 2.0**shift, threshold)
-
-    def _weights_on_the_grid(self) -> list[Array]:
-        """Weights into couples, an input's per level of the input: all must be representable at one q."""
-        synapses = [s for s in self.source.phase("forward").synapses if s.target in self.couples]
-        return [self._weight(s) / (self.levels if s.source in self.inputs else 1) for s in synapses]
-
-    def _exponent(self, weight: Array, unit: float, largest: int = fixed.WEIGHT_EXPONENT_MAX) -> int:
-        """The weight exponent at which the largest mantissa still rounds into range."""
-        return fixed.exponent_for(float(np.abs(weight).max()) * unit, self.high + 0.25, largest)
-
-    def _relative_error(self, weight: Array, grid: float) -> float:
-        exponent = self._exponent(weight, grid, 64)
-        rounded = fixed.mantissas(weight * grid, exponent, self.low, self.high)
-        return float(np.sum((rounded.mantissa * 2.0**exponent / grid - weight) ** 2) / np.sum(weight**2))
-
-    def _whole(self, grid: float, threshold: float) -> float:
-        """The nearest grid on which the threshold is a whole number."""
-        return max(1, round(grid * threshold)) / threshold
-
-    def _largest_potential(self) -> float:
-        """A worst-case bound on any membrane in the model's unit: everything that can arrive, all of one sign, for the whole phase."""
-        bound = 1e-30
-        for phase in self.source.phases:
-            for name in (n for n in phase.order if n in self.couples):
-                arriving = sum(float(np.abs(_oriented(self._weight(s), s)).sum(axis=1).max()) for s in phase.synapses if s.target == name)
-                arriving += float(np.abs(self._bias_tensor(phase, name)).max())
-                arriving += sum(self._drive_bound(phase, drive) for drive in phase.drive if drive.population == name)
-                bound = max(bound, arriving * phase.time_steps)
-        return bound
-
-    def _largest_current(self) -> float:
-        """The largest current any drive can inject."""
-        return max((self._drive_bound(phase, drive) for phase in self.source.phases for drive in phase.drive), default=0.0) or 1e-30
-
-    def _drive_bound(self, phase: Phase, drive: Drive) -> float:
-        """The largest current a drive can inject, in graph units of the float graph: any input in [0, 1]; an error up to one spike's amplitude."""
-        if drive.source == "error":
-            return float(phase.dynamics[drive.population].reset)
-        weight = self.source.tensors[_dense(drive.ops, f"drive of '{drive.population}'").weight]
-        bias = np.zeros(len(weight)) if drive.bias is None else self.source.tensors[drive.bias].ravel()
-        return float(max((bias + np.maximum(weight, 0).sum(axis=1)).max(), -(bias + np.minimum(weight, 0).sum(axis=1)).min(), 0))
-
-    def _grids(self) -> dict[str, float]:
-        """Integer steps per unit of the float graph, by population: one for all couples, one of its own for a readout."""
-        grids = dict.fromkeys(self.couples, self.grid) | dict.fromkeys(self.inputs, float(self.levels))
-        return grids | {readout.name: self._readout_grid(readout.name) for readout in self.source.of_kind("readout")}
+    def _worst_potentials(self) -> dict[tuple[str, str], float]:
+        return {(phase, name): r.largest for phase, bounds in self.ranges.items() for name, r in bounds.potential.items()}
 
     def _scales(self) -> dict[str, dict[str, float]]:
-        phases = [("forward", sorted(self.grids)), ("feedback", sorted(self.couples))]
+        inputs = {name: float(self.levels) for name, kind in self.kinds.items() if kind == "input"}
+        forward = {**self.grids.forward, **self.readouts, **inputs}
+        feedback = self.grids.feedback
         return {
-            phase: {name: self.grids[name] * self.source.scale(phase, name) for name in names}
-            for phase, names in phases
+            phase: {name: found[name] * self.source.scale(phase, name) for name in sorted(found)}
+            for phase, found in (("forward", forward), ("feedback", feedback))
             if self.source.has_phase(phase)
         }
 
-    def _readout_grid(self, name: str) -> float:
-        """The readout's own unit: its largest weight takes the largest mantissa, at exponent 0."""
-        peak = max((float(np.abs(self._weight(s)).max()) for s in self.source.phase("forward").synapses if s.target == name), default=0.0)
-        return self.high / peak if peak > 0 else 1.0
+    def _message(self, name: str) -> float:
+        """v_s: what a forward message of 1.0 is in integers."""
+        return {"input": float(self.levels), "linear": self.grids.forward.get(name, 1.0)}.get(self.kinds[name], 1.0)
 
-    def _largest_readout(self, name: str) -> float:
-        """What a readout holds if every neuron of its source fires at every step."""
-        forward = self.source.phase("forward")
-        return sum(float(np.abs(self._weight(s)).sum(axis=1).max()) for s in forward.synapses if s.target == name) * forward.time_steps
+    def _readout_grid(self, name: str) -> float:
+        """The readout's own unit: of those at which its largest weight nearly takes the largest mantissa, at exponent 0, the one with the least rounding error."""
+        (synapse,) = (s for s in self.source.phase("forward").synapses if s.target == name)
+        connection = grids.Connection(self.source, synapse, self.low, self.high)
+        if connection.peak == 0:
+            return 1.0
+        full = self.high / connection.peak
+        unit = min((full * factor for factor in (1.0, *np.arange(1.05, 2.0, 0.05))), key=lambda unit: connection.error(unit, 0))
+        return float(unit * self._message(synapse.source))
+
+    def _round_weight(self, synapse: Synapse) -> None:
+        name = _name(synapse)
+        target = self._grid("forward", synapse.target)
+        unit = target / self._message(synapse.source) / grids.area(synapse.ops)
+        exponent = self.grids.exponents.get(name, 0)
+        self._keep(name, fixed.mantissas(self.source.tensors[name] * unit, exponent, self.low, self.high), unit, np.int8)
 
     def _phase(self, phase: Phase) -> Phase:
         return msgspec.structs.replace(
@@ -191,103 +245,72 @@ class _Quantizer:
         leak = fixed.nearest_leak(dynamics.leak)
         if leak != dynamics.leak:
             self.rounding[f"{phase}.{name}.leak"] = Rounding(0, abs(leak - dynamics.leak), abs(leak - dynamics.leak), 0)
-        if dynamics.members == "none":
-            return Dynamics(leak=leak)
+        if dynamics.members in ("none", "graded"):
+            return Dynamics(leak=leak, members=dynamics.members)
+        grid = self._grid(phase, name)
         # A float graph's dynamics are already in feedback units (A/Ab), so the grid alone turns them into integers.
-        threshold, reset = round(dynamics.threshold * self.grid), round(dynamics.reset * self.grid)
+        threshold, reset = round(dynamics.threshold * grid), round(dynamics.reset * grid)
         if not 1 <= threshold <= POTENTIAL_LIMIT or reset > POTENTIAL_LIMIT:
             raise DesignRuleError(
                 f"population '{name}' needs threshold {threshold:g} and reset {reset:g} in phase '{phase}': the 24-bit membrane holds 1 to {POTENTIAL_LIMIT}; scale its weights and threshold together"
             )
         for label, exact, whole in (("threshold", dynamics.threshold, threshold), ("reset", dynamics.reset, reset)):
-            error = abs(whole / self.grid - exact)
+            error = abs(whole / grid - exact)
             if error > 0:
                 self.rounding[f"{phase}.{name}.{label}"] = Rounding(0, error, error, 0)
         return Dynamics(leak=leak, threshold=threshold, reset=reset, members=dynamics.members)
 
     def _synapse(self, phase: Phase, synapse: Synapse) -> Synapse:
-        op = _dense(synapse.ops, f"synapse '{synapse.source}' -> '{synapse.target}'")
-        if op.weight not in self.exponents:
-            if phase.name != "forward":
-                raise GraphError(
-                    f"synapse '{synapse.source}' -> '{synapse.target}' of the feedback phase reads '{op.weight}', which no forward synapse does: run adjoint"
-                )
-            levels = self.levels if synapse.source in self.inputs else 1
-            self._round_weight(op.weight, self.grids[synapse.target] / levels)
-        return msgspec.structs.replace(synapse, ops=(msgspec.structs.replace(op, exponent=self.exponents[op.weight]),))
-
-    def _round_weight(self, name: str, unit: float) -> None:
-        weight = self.source.tensors[name]
-        exponent = self._exponent(weight, unit)
-        rounded = fixed.mantissas(weight * unit, exponent, self.low, self.high)
-        self.exponents[name] = exponent
-        self._keep(name, rounded, unit, np.int8)
+        exponent = self.grids.exponents.get(_name(synapse), 0)
+        if phase.name == "feedback":
+            step = grids.step_of(self.kinds, synapse, self.grids.forward, self.grids.feedback)
+            exponent += round(log2(self.grids.feedback[synapse.target] / step))
+        ops = tuple(msgspec.structs.replace(op, exponent=exponent) if weight_of(op) is not None else op for op in synapse.ops)
+        return msgspec.structs.replace(synapse, ops=ops)
 
     def _bias(self, phase: Phase, name: str, bias: Bias) -> Bias:
         value = self.source.tensors[bias.tensor]
-        if name not in self.couples:
+        if self.kinds[name] == "readout":
             self.tensors[bias.tensor] = frozen(value)
             return bias
-        unit = self.grid
+        unit = self._grid(phase.name, name)
         exponent = fixed.exponent_for(float(np.abs(value).max()) * unit, fixed.CURRENT_MANTISSA[1], fixed.CURRENT_EXPONENT_MAX)
         self._keep(bias.tensor, fixed.injected(value * unit, exponent), unit, np.int16)
         return msgspec.structs.replace(bias, exponent=exponent)
 
     def _drive(self, phase: Phase, drive: Drive) -> Drive:
-        unit = self.grid
-        bound = self._drive_bound(phase, drive) * unit
-        clipped = int(bound > LARGEST_CURRENT)
+        unit = self._grid(phase.name, drive.population)
+        clipped = int(self.worst[phase.name, drive.population].largest * unit > LARGEST_CURRENT)
+        bound = self.drives[phase.name, drive.population] * unit
         exponent = fixed.exponent_for(bound, fixed.CURRENT_MANTISSA[1], fixed.CURRENT_EXPONENT_MAX)
+        clipped |= int(self.worst[phase.name, drive.population].largest * unit > fixed.CURRENT_MANTISSA[1] * 2.0**exponent)
         half = 2.0**exponent / unit / 2
         self.rounding[f"{phase.name}.{drive.population}.current"] = Rounding(exponent, half, half / sqrt(3), clipped)
         if drive.source == "error":
             return msgspec.structs.replace(drive, exponent=exponent)
-        op = _dense(drive.ops, f"drive of '{drive.population}'")
-        weight = self.source.tensors[op.weight] * unit / self.levels / 2.0**exponent
-        bias = np.zeros(len(weight)) if drive.bias is None else self.source.tensors[drive.bias] * unit / 2.0**exponent
-        shift = _host_shift(weight, bias.ravel(), self.levels)
-        self._keep(
-            op.weight,
-            fixed.mantissas(weight * 2.0**shift, 0, -(2**31), 2**31 - 1),
-            unit / self.levels / 2.0 ** (exponent - shift),
-            np.int32,
-        )
+        name = grids.the_weight(drive.ops)
+        assert name is not None  # `_require_folded` has seen to it
+        factor = unit / self.levels / 2.0**exponent / grids.area(drive.ops)
+        weight = self.source.tensors[name] * factor
+        bias = np.zeros(1) if drive.bias is None else self.source.tensors[drive.bias] * unit / 2.0**exponent
+        shift = self._host_shift(drive.ops, name, weight, bias)
+        self._keep(name, fixed.mantissas(weight * 2.0**shift, 0, -(2**31), 2**31 - 1), factor * 2.0**shift, np.int32)
         if drive.bias is not None:
             self._keep(
                 drive.bias, fixed.mantissas(bias * 2.0**shift, 0, -HOST_LIMIT, HOST_LIMIT), unit / 2.0 ** (exponent - shift), np.int64
             )
         return msgspec.structs.replace(drive, shift=shift, exponent=exponent)
 
+    def _host_shift(self, ops: tuple[Op, ...], name: str, weight: Array, bias: Array) -> int:
+        """Extra fractional bits of the host's integers: as many as keep them in 32 bit and every sum below `HOST_LIMIT`, at most `SHIFT_LIMIT`."""
+        peak = max(float(np.abs(weight).max(initial=0)), 1e-100)
+        largest = float(self.levels)
+        for op in ops:
+            largest *= largest_rows(op, {name: weight}) if weight_of(op) is not None else largest_sum(op, {}, 1)[0]
+        total = max(largest + float(np.abs(bias).max(initial=0)), 1e-100)
+        return max(0, min(SHIFT_LIMIT, floor(log2((2**31 - 1) / peak)), floor(log2(HOST_LIMIT / total)) - 1))
+
     def _keep(self, name: str, rounded: fixed.Mantissas, unit: float, dtype: type[np.signedinteger]) -> None:  # type: ignore[type-arg]
-        error = rounded.mantissa * 2.0**rounded.exponent / unit - self.source.tensors[name]
+        error = rounded.mantissa * (2.0**rounded.exponent / unit) - self.source.tensors[name]
         self.rounding[name] = Rounding(rounded.exponent, float(np.abs(error).max()), float(np.sqrt(np.mean(error**2))), rounded.clipped)
         self.tensors[name] = frozen(rounded.mantissa, dtype)
-
-    def _weight(self, synapse: Synapse) -> Array:
-        return self.source.tensors[_dense(synapse.ops, f"synapse '{synapse.source}' -> '{synapse.target}'").weight]
-
-    def _bias_tensor(self, phase: Phase, name: str) -> Array:
-        return sum((self.source.tensors[bias.tensor] for bias in phase.bias.get(name, ())), np.zeros(1))
-
-
-def _dense(ops: Iterable[object], where: str) -> Dense:
-    """The one weight of a folded connection."""
-    match tuple(ops):
-        case (Dense() as op,):
-            return op
-        case found:
-            raise GraphError(
-                f"{where} has operations {', '.join(type(op).__name__ for op in found)}: one Dense is quantized; run fold, and use fully connected layers"
-            )
-
-
-def _oriented(weight: Array, synapse: Synapse) -> Array:
-    (op,) = synapse.ops
-    return weight.T if getattr(op, "transpose", False) else weight
-
-
-def _host_shift(weight: Array, bias: Array, levels: int) -> int:
-    """Extra fractional bits of the host's integers: as many as keep them in 32 bit and every sum below `HOST_LIMIT`, at most `SHIFT_LIMIT`."""
-    peak = max(float(np.abs(weight).max(initial=0)), 1e-100)
-    total = max(float((np.abs(weight).sum(axis=1) * levels + np.abs(bias)).max(initial=0)), 1e-100)
-    return max(0, min(SHIFT_LIMIT, floor(log2((2**31 - 1) / peak)), floor(log2(HOST_LIMIT / total)) - 1))

@@ -1,0 +1,265 @@
+"""The units of an integer graph: how many integer steps make 1.0 of each population's potential, in both phases.
+
+All units are one graph scale b times powers of two, g_p = b 2^k_p. A connection s -> t with weights W delivers W g_t / v_s to the integers of its target for each unit of
+its message: v_s is 1 for a couple's spike, the number of levels for an input, g_s for a relay's graded value. That is mantissa << e with e in 0 .. 7, so a
+connection that is much smaller than its neighbour at the same target bounds what both can have. Per population, in the order of the forward phase, k_p is
+
+    the smallest at which every connection into p rounds about as well as its mantissas allow, and p's threshold is not too coarse;
+    raised while there are exponents left and neither potentials nor currents pass what the chip holds (powers of two never change a spike);
+    at most where the largest connection still has an exponent.
+
+The feedback phase reads the same integers from the other side. What W^T delivers to s is in steps of (g_t / v_s) u_t 2^d, u_t being 1 for a couple's spike and the
+feedback unit of a relay's graded value; the exponent e + d must lie in 0 .. 7 again, and that leaves s a range of feedback units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, floor, log2, prod
+
+import numpy as np
+
+from toolchain import fixed
+from toolchain.errors import DesignRuleError
+from toolchain.ir import POTENTIAL_LIMIT, AvgPool2d, Graph, Op, Synapse, weight_of
+
+FINEST = 2**13
+"""No threshold needs a finer grid than this: 13-bit currents end there."""
+
+COARSEST = 2**8
+"""A threshold of fewer steps would round by more than weights do: worth exponents where there are any."""
+
+FINE_CURRENT = 2**11
+"""A current into a relay should have at least so many steps: nothing raises its unit otherwise."""
+
+LARGEST_CURRENT = fixed.CURRENT_MANTISSA[1] << fixed.CURRENT_EXPONENT_MAX
+"""What a bias register can inject at most."""
+
+CANDIDATES = 64
+"""Scales tried in the octave of b."""
+
+LOOKED_AT = 2**14
+"""Values of a weight that the search for b looks at (all of smaller ones)."""
+
+NEARLY_BEST = 1.05
+"""A rounding error this close to the best one a connection can have is good enough."""
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Integer steps per unit of the float graph: `forward` and `feedback` by population (inputs: levels); exponents by weight tensor."""
+
+    forward: dict[str, float]
+    feedback: dict[str, float]
+    exponents: dict[str, int]
+
+
+def area(ops: tuple[Op, ...]) -> int:
+    """By how much integers sum where floats average: the product of the pools' windows."""
+    return prod(prod(op.kernel) for op in ops if isinstance(op, AvgPool2d))
+
+
+def the_weight(ops: tuple[Op, ...]) -> str | None:
+    """The one tensor of a folded connection; None where there is none or more than one."""
+    names = [name for op in ops if (name := weight_of(op)) is not None]
+    return names[0] if len(names) == 1 else None
+
+
+class Connection:
+    """A forward synapse as rounding sees it: some of its weights over their pools' windows, and the message unit of its source."""
+
+    def __init__(self, graph: Graph, synapse: Synapse, low: int, high: int) -> None:
+        name = the_weight(synapse.ops)
+        assert name is not None  # quantize has refused what is not folded
+        whole = graph.tensors[name].ravel() / area(synapse.ops)
+        self.tensor, self.source, self.target = name, synapse.source, synapse.target
+        self.peak = float(np.abs(whole).max(initial=0))
+        self.values = whole[:: max(1, len(whole) // LOOKED_AT)]
+        self._low, self._high = low, high
+        self._power = float(np.sum(self.values**2))
+
+    def error(self, unit: float, exponent: int) -> float:
+        """Squared rounding error over the squared weights, at `unit` integer steps per 1.0."""
+        if self._power == 0:
+            return 0.0
+        rounded = fixed.mantissas(self.values * unit, exponent, self._low, self._high)
+        return float(np.sum((rounded.mantissa * (2.0**exponent / unit) - self.values) ** 2) / self._power)
+
+    def best_exponent(self, unit: float, least: int = 0, most: int = fixed.WEIGHT_EXPONENT_MAX) -> int:
+        """The exponent of least error: the smallest one that holds every weight, or below it where cutting the largest weights costs less than rounding all."""
+        fits = _fitting(self.peak * unit, self._high)
+        tried = [e for e in (fits, fits - 1, fits - 2) if least <= e <= most] or [min(max(fits, least), most)]
+        return min(tried, key=lambda e: (self.error(unit, e), -e))
+
+    def fits_at(self, unit: float) -> int:
+        """The exponent, of either sign, at which the largest mantissa just fits."""
+        return _fitting(self.peak * unit, self._high)
+
+
+def _fitting(bound: float, high: int) -> int:
+    return ceil(log2(bound / (high + 0.25))) if bound > 0 else -64
+
+
+def choose(
+    graph: Graph,
+    low: int,
+    high: int,
+    levels: int,
+    potentials: Mapping[tuple[str, str], float],
+    drives: Mapping[tuple[str, str], float],
+) -> Grids:
+    """The units and exponents of a folded float graph with weights of `low` to `high`. `potentials` and `drives` are the largest |potential| and |injected
+    current| to make room for, by phase and population, in the graph's units."""
+    forward = graph.phase("forward")
+    inner = [name for name in forward.order if graph.population(name).kind in ("couple", "linear")]
+    connections = [Connection(graph, s, low, high) for s in forward.synapses if s.target in inner and the_weight(s.ops) is not None]
+    search = _Search(graph, [c for c in connections if c.peak > 0], inner, levels, potentials, drives)
+    grids = search.forward()
+    exponents = {c.tensor: search.exponent(c, grids) for c in connections if c.peak > 0}
+    exponents |= {c.tensor: 0 for c in connections if c.peak == 0}
+    return Grids(grids, search.feedback(grids, exponents), exponents)
+
+
+class _Search:
+    def __init__(
+        self,
+        graph: Graph,
+        connections: list[Connection],
+        inner: list[str],
+        levels: int,
+        potentials: Mapping[tuple[str, str], float],
+        drives: Mapping[tuple[str, str], float],
+    ) -> None:
+        self.graph, self.connections, self.inner, self.levels = graph, connections, inner, levels
+        self.potentials, self.drives = potentials, drives
+        self.kinds = {population.name: population.kind for population in graph.populations}
+        self.inputs = {name for name, kind in self.kinds.items() if kind == "input"}
+
+    def forward(self) -> dict[str, float]:
+        """g_p of every population of the forward phase but the readout."""
+        base = self._base()
+        grids = dict.fromkeys(self.inputs, float(self.levels))
+        for _ in range(len(self.inner) + 1):  # relays that feed earlier populations are known from the second time on
+            before = dict(grids)
+            for name in self.inner:
+                grids[name] = base * 2.0 ** self._power(name, base, grids)
+            if grids == before:
+                break
+        return self._whole(grids)
+
+    def exponent(self, connection: Connection, grids: Mapping[str, float]) -> int:
+        return connection.best_exponent(self._unit(connection, grids))
+
+    def _unit(self, connection: Connection, grids: Mapping[str, float]) -> float:
+        """Integer steps per 1.0 of the weight: g_t / v_s."""
+        kind = self.kinds[connection.source]
+        message = 1.0 if kind == "couple" else grids.get(connection.source, grids[connection.target])
+        return grids[connection.target] / message
+
+    def _base(self) -> float:
+        """b in [1, 2): the candidate with the least relative rounding error over all connections, each at the power of two that suits it. 1 represents weights on a
+        binary grid without any error."""
+        free = [c for c in self.connections if self.kinds[c.source] != "linear"]
+        if not free:
+            return 1.0
+
+        def cost(base: float) -> float:
+            total = 0.0
+            for c in free:
+                unit = base / (self.levels if c.source in self.inputs else 1)
+                total += c.error(unit * 2.0 ** -c.fits_at(unit), 0)
+            return total
+
+        return min((float(b) for b in 2.0 ** (np.arange(CANDIDATES) / CANDIDATES)), key=cost)
+
+    def _power(self, name: str, base: float, grids: Mapping[str, float]) -> int:
+        """k_p: see the module."""
+        into = [c for c in self.connections if c.target == name]
+        trial = {**grids, name: base}
+        full = {id(c): -c.fits_at(self._unit(c, trial)) for c in into}
+        most = min((k + fixed.WEIGHT_EXPONENT_MAX for k in full.values()), default=64)
+        needed = max((self._needed(c, self._unit(c, trial), full[id(c)]) for c in into), default=-64)
+        dynamics = self.graph.phase("forward").dynamics[name]
+        current = self._largest_current(name)
+        if self.kinds[name] == "linear":
+            fine = ceil(log2(FINE_CURRENT / (current * base))) if current > 0 else -64
+            held = floor(log2(POTENTIAL_LIMIT / (self._largest_potential(name) * base)))
+            return min(most, max(needed, min(fine, held)), 40) if max(needed, fine) > -64 else 0
+        threshold = float(dynamics.threshold)
+        coarse = ceil(log2(COARSEST / (threshold * base)))
+        room = [FINEST / threshold, POTENTIAL_LIMIT / self._largest_potential(name)]
+        room += [LARGEST_CURRENT / current] if current > 0 else []
+        finest = floor(log2(min(room) / base))
+        return min(most, max(needed, coarse, finest))
+
+    def _needed(self, connection: Connection, unit: float, full: int) -> int:
+        """The smallest power of two at which the connection's error at exponent 0 is nearly its best: fewer than full mantissas do for what is coarse anyway."""
+        best = connection.error(unit * 2.0**full, 0)
+        power = full
+        while power > full - 9 and connection.error(unit * 2.0 ** (power - 1), 0) <= best * NEARLY_BEST:
+            power -= 1
+        return power
+
+    def _largest_current(self, name: str) -> float:
+        """The largest drive or bias that population `name` gets in either phase, in the float graph's units."""
+        found = [bound for (_, population), bound in self.drives.items() if population == name]
+        for phase in self.graph.phases:
+            found += [float(np.abs(self.graph.tensors[bias.tensor]).max(initial=0)) for bias in phase.bias.get(name, ())]
+        return max(found, default=0.0)
+
+    def _largest_potential(self, name: str) -> float:
+        return max(self.potentials["forward", name], 1e-30)
+
+    def _whole(self, grids: dict[str, float]) -> dict[str, float]:
+        """All units moved together by less than half a step, so that the largest threshold of the coarsest couples is a whole number."""
+        couples = [name for name in self.inner if self.kinds[name] == "couple"]
+        dynamics = self.graph.phase("forward").dynamics
+        coarsest = min(couples, key=lambda name: (grids[name], -dynamics[name].threshold))
+        threshold = dynamics[coarsest].threshold * grids[coarsest]
+        factor = max(1, round(threshold)) / threshold
+        return {name: grid if name in self.inputs else grid * factor for name, grid in grids.items()}
+
+    def feedback(self, grids: Mapping[str, float], exponents: Mapping[str, int]) -> dict[str, float]:
+        """gb_p of every population of the feedback phase; DesignRuleError where the connections out of one differ too far in size."""
+        if not self.graph.has_phase("feedback"):
+            return {}
+        phase = self.graph.phase("feedback")
+        found: dict[str, float] = {}
+        for _ in range(len(phase.order) + 1):
+            before = dict(found)
+            for name in phase.order:
+                found[name] = self._feedback_grid(name, grids, exponents, found)
+            if found == before:
+                break
+        return found
+
+    def _feedback_grid(self, name: str, grids: Mapping[str, float], exponents: Mapping[str, int], found: Mapping[str, float]) -> float:
+        phase = self.graph.phase("feedback")
+        steps = [
+            (step_of(self.kinds, s, grids, found), exponents[weight])
+            for s in phase.synapses
+            if s.target == name and (weight := the_weight(s.ops))
+        ]
+        relay = self.kinds[name] == "linear"
+        driven = [drive for drive in phase.drive if drive.population == name]
+        wanted = 1.0 if relay else grids[name]
+        if relay and driven:
+            wanted = 2.0 ** round(log2(FINE_CURRENT / max(self.drives["feedback", name], 1e-30)))
+        if not steps:
+            return wanted
+        lowest = max(step * 2.0**-exponent for step, exponent in steps)
+        highest = min(step * 2.0 ** (fixed.WEIGHT_EXPONENT_MAX - exponent) for step, exponent in steps)
+        if lowest > highest * (1 + 1e-9):
+            raise DesignRuleError(
+                f"the connections that leave population '{name}' differ too far in size: their integers have {log2(lowest / highest) + 7:.0f} bits between them and "
+                "the feedback phase aligns 7: rescale the smaller one, or use more weight bits"
+            )
+        return lowest * 2.0 ** min(max(round(log2(wanted / lowest)), 0), round(log2(highest / lowest)))
+
+
+def step_of(kinds: Mapping[str, str], feedback: Synapse, grids: Mapping[str, float], found: Mapping[str, float]) -> float:
+    """(g_t / v_s) u_t for a feedback synapse t -> s: the steps that 1.0 of W^T makes at exponent 0 beyond the forward one."""
+    message = grids[feedback.target] if kinds[feedback.target] == "linear" else 1.0
+    graded = found.get(feedback.source, 1.0) if kinds[feedback.source] == "linear" else 1.0
+    return grids[feedback.source] / message * graded

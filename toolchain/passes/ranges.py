@@ -1,0 +1,162 @@
+"""How far currents and membrane potentials can go: interval arithmetic on a graph, floats or integers alike, neuron by neuron.
+
+A spike lies in {0, 1} (plus members) or {-1, 0, 1} (both), an input in [0, its scale]. What arrives is bounded by the positive and the negative weights apart, at every
+neuron of its own (borders of padded convolutions see fewer). A membrane between its steps is then bounded by what arrives in the worst case at every step:
+
+    upwards      a plus member fires at the threshold Vth and loses A: u <= Vth + J and, where J > A, T (J - A) more
+    downwards    nothing stops a silent neuron: u >= -T |J|; with a leak -|J| sum of leak^k. With both members as upwards.
+
+The bounds hold for every input; calibration (`--calibrate`) stands beside them with what real inputs did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from toolchain import fixed
+from toolchain.ir import Array, Drive, Graph, Phase, Synapse, leak_sum, weight_of
+
+LARGEST_SWEEPS = 8
+"""Relays that feed earlier relays are bounded by repetition; a loop of relays alone has no bound."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Lowest and highest value of each neuron of a population, (*shape) each, in graph units."""
+
+    low: Array
+    high: Array
+
+    @property
+    def largest(self) -> float:
+        return float(max(self.high.max(initial=0), -self.low.min(initial=0), 0))
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """One phase: what arrives at each population in a step (synapses, biases and drives), and how far its potential can go before it fires."""
+
+    arriving: dict[str, Range]
+    potential: dict[str, Range]
+
+
+def ranges(graph: Graph, phase: Phase, injected: Mapping[str, Range] | None = None) -> Ranges:
+    """The bounds of one phase. `injected` bounds the drives' currents by population; those of the input are worked out where they are not given."""
+    currents = dict(injected or {})
+    for drive in phase.drive:
+        if drive.population not in currents:
+            currents[drive.population] = drive_range(graph, phase, drive)
+    emitted = {name: _emitted(graph, phase, name) for name in phase.order}
+    arriving: dict[str, Range] = {}
+    for _ in range(LARGEST_SWEEPS):
+        before = {name: r for name, r in emitted.items() if graph.population(name).kind == "linear"}
+        for name in phase.order:
+            if graph.population(name).kind == "input":
+                continue
+            arriving[name] = _arriving(graph, phase, name, emitted, currents)
+            if graph.population(name).kind == "linear":
+                emitted[name] = arriving[name]
+        if all(_same(emitted[name], old) for name, old in before.items()):
+            break
+    else:
+        for name in before:
+            unbounded = np.full(graph.population(name).shape, inf)
+            arriving[name] = Range(-unbounded, unbounded)
+    return Ranges(arriving, {name: _potential(phase, name, found) for name, found in arriving.items()})
+
+
+def drive_range(graph: Graph, phase: Phase, drive: Drive) -> Range:
+    """What a drive injects, in graph units: any input in [0, 1]; an error of one spike's amplitude either way (of relays: the largest couple's)."""
+    shape = graph.population(drive.population).shape
+    if drive.source == "error":
+        couples = [d.reset for d in phase.dynamics.values() if d.members == "both"]
+        driven = phase.dynamics[drive.population]
+        bound = np.full(shape, float(driven.reset if driven.members == "both" else max(couples, default=0)))
+        return Range(-bound, bound)
+    (source,) = graph.of_kind("input")
+    ones = np.ones((1, *source.shape)) * (graph.scale("forward", source.name) if graph.integer else 1.0)
+    high = _signed(graph, drive.ops, ones, shape, 1)
+    low = _signed(graph, drive.ops, ones, shape, -1)
+    bias = 0.0 if drive.bias is None else graph.tensors[drive.bias].astype(np.float64)
+    shift = 2.0 ** (drive.exponent - drive.shift) if graph.integer else 1.0
+    return Range((low + bias) * shift, (high + bias) * shift)
+
+
+def _emitted(graph: Graph, phase: Phase, name: str) -> Range:
+    population = graph.population(name)
+    ones = np.ones(population.shape)
+    if population.kind == "input":
+        return Range(0 * ones, ones * (graph.scale("forward", name) if graph.integer else 1.0))
+    members = phase.dynamics[name].members
+    return Range(-ones if members == "both" else 0 * ones, ones if members in ("plus", "both") else 0 * ones)
+
+
+def _arriving(graph: Graph, phase: Phase, name: str, emitted: Mapping[str, Range], injected: Mapping[str, Range]) -> Range:
+    shape = graph.population(name).shape
+    low, high = np.zeros(shape), np.zeros(shape)
+    for synapse in phase.synapses:
+        if synapse.target == name:
+            made = arrival(graph, synapse, emitted[synapse.source])
+            low, high = low + made.low, high + made.high
+    for bias in phase.bias.get(name, ()) if graph.population(name).kind != "readout" else ():
+        values = graph.tensors[bias.tensor].astype(np.float64) * 2.0**bias.exponent
+        late = bias.start > 0
+        low, high = low + (np.minimum(values, 0) if late else values), high + (np.maximum(values, 0) if late else values)
+    if name in injected:
+        low, high = low + injected[name].low, high + injected[name].high
+    return Range(low, high)
+
+
+def arrival(graph: Graph, synapse: Synapse, source: Range) -> Range:
+    """The current that a synapse delivers where its source's values lie in `source`."""
+    shape = graph.population(synapse.target).shape
+    low, high = source.low[None].astype(np.float64), source.high[None].astype(np.float64)
+    ups, downs = _signed(graph, synapse.ops, high, shape, 1), _signed(graph, synapse.ops, high, shape, -1)
+    if not low.any():
+        return Range(downs, ups)
+    return Range(downs + _signed(graph, synapse.ops, low, shape, 1), ups + _signed(graph, synapse.ops, low, shape, -1))
+
+
+def _signed(graph: Graph, ops: tuple, values: Array, shape: tuple[int, ...], sign: int) -> Array:  # type: ignore[type-arg]
+    """The operations with their positive (or negative) weights only, on values of one sign; exponents multiplied in."""
+    tensors = {}
+    for op in ops:
+        name = weight_of(op)
+        if name is not None:
+            weight = graph.tensors[name].astype(np.float64) * 2.0 ** getattr(op, "exponent", 0)
+            tensors[name] = np.maximum(weight, 0) if sign > 0 else np.minimum(weight, 0)
+    if not tensors and sign < 0:
+        return np.zeros(shape)
+    made: Array = fixed.apply(fixed.summed(ops) if graph.integer else ops, tensors, values, shape, integer=False)[0]
+    return made
+
+
+def _potential(phase: Phase, name: str, arriving: Range) -> Range:
+    dynamics = phase.dynamics[name]
+    steps = leak_sum(dynamics.leak, phase.time_steps)
+    if dynamics.members == "graded":
+        return arriving
+    if dynamics.members == "none":
+        return Range(np.minimum(arriving.low, 0) * steps, np.maximum(arriving.high, 0) * steps)
+    up = _towards(arriving.high, dynamics.threshold, dynamics.reset, steps)
+    down = (
+        _towards(-arriving.low, dynamics.threshold, dynamics.reset, steps)
+        if dynamics.members == "both"
+        else np.maximum(-arriving.low, 0) * steps
+    )
+    return Range(-down, up)
+
+
+def _towards(current: Array, threshold: float, reset: float, steps: float) -> Array:
+    """The highest potential, before it fires, of a neuron that gets at most `current` a step."""
+    positive = np.maximum(current, 0)
+    made: Array = np.minimum(positive * steps, threshold + positive + np.maximum(positive - reset, 0) * steps)
+    return made
+
+
+def _same(a: Range, b: Range) -> bool:
+    return bool(np.array_equal(a.low, b.low) and np.array_equal(a.high, b.high))
