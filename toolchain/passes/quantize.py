@@ -183,7 +183,10 @@ class _Quantizer:
     def _notes(self) -> list[str]:
         """What the worst case, or an input beyond those that were seen, may cost, in sentences."""
         when = "in the worst case" if self.calibration is None else "beyond what calibration saw, in the worst case"
-        notes = []
+        notes = [
+            f"leak {exact:g} is {fixed.DECAY_ONE - fixed.decay(exact)}/{fixed.DECAY_ONE} on the chip, {fixed.nearest_leak(exact) - exact:+.2g}, and rounds towards zero"
+            for exact in sorted({d.leak for phase in self.source.phases for d in phase.dynamics.values() if d.leak != 1})
+        ]
         full = {(p, n): v * self._grid(p, n) / POTENTIAL_LIMIT for (p, n), v in self._worst_potentials().items()}
         over = sorted(name for (_, name), share in full.items() if share > 1 and self.kinds[name] in ("couple", "linear"))
         if over:
