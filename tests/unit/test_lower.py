@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from toolchain import codec, ir, models
-from toolchain.errors import GraphError, UsageError
+from toolchain.errors import GraphError
 from toolchain.layers import FeedbackSNN, Neuron, Normalize
 from toolchain.lower import fingerprint, lower
 from toolchain.methods import spide
@@ -99,22 +99,58 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
         lower(model)
 
 
-def test_a_module_put_in_later_is_refused_by_name() -> None:
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.MaxPool2d(2), "connection 'hidden.0' of 'small' is a MaxPool2d, which is not compiled: use AvgPool2d"),
+        (
+            nn.Sequential(nn.Linear(9, 8), nn.ReLU()),
+            "part 'hidden.0.1' of connection 'hidden.0' of 'small' is a ReLU, .* neurons are its nonlinearity",
+        ),
+        (nn.Sequential(nn.Dropout(0.1), nn.Linear(9, 8)), "part 'hidden.0.0' .* is a Dropout, .* set the network's dropout"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(9, 8)), "is a Flatten, .* a Linear flattens by itself"),
+        (nn.Sequential(nn.Sequential(nn.Linear(9, 8))), "is a Sequential, .* outer Sequential"),
+        (nn.LayerNorm(9), "is a LayerNorm, .* BatchNorm1d or BatchNorm2d"),
+        (nn.Conv1d(9, 8, 1), "is a Conv1d, .* use Conv2d"),
+        (nn.Embedding(9, 8), "is a Embedding, .* use Linear or Conv2d or"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_by_name_with_the_nearest_that_can(module: nn.Module, message: str) -> None:
     model = network()
-    model.hidden[0] = nn.Sequential(nn.Linear(9, 8))
-    with pytest.raises(UsageError, match=r"hidden.0.*Sequential.*use Linear"):
+    model.hidden[0] = module
+    with pytest.raises(GraphError, match=message):
         lower(model)
 
 
-def test_a_normalisation_with_many_deviations_is_refused() -> None:
-    torch.manual_seed(0)
+def test_several_weights_in_a_connection_are_refused_unless_they_are_matrices() -> None:
     model = FeedbackSNN(
-        name="colour",
-        input_shape=(3, 1, 1),
-        input=nn.Linear(3, 4),
-        readout=nn.Linear(4, 2),
-        normalize=Normalize((0.1, 0.2, 0.3), (1.0, 2.0, 3.0)),
+        name="two",
+        input_shape=(3, 6, 6),
+        input=nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Linear(16, 5)),
+        readout=nn.Linear(5, 2),
     )
-    assert model(torch.rand(2, 3, 1, 1)).shape == (2, 2)
-    with pytest.raises(GraphError, match="normalisation of 'colour'"):
+    message = r"connection 'input' of 'two' has several parts with weights, 'input.0' \(Conv2d\), 'input.2' \(Linear\): put a layer of neurons or a relay between them"
+    with pytest.raises(GraphError, match=message):
         lower(model)
+
+
+def test_a_pool_whose_matrix_would_be_huge_is_refused() -> None:
+    model = FeedbackSNN(
+        name="huge", input_shape=(64, 19, 19), input=nn.Identity(), hidden=[nn.AdaptiveAvgPool2d(7)], readout=nn.Linear(64 * 49, 2)
+    )
+    with pytest.raises(
+        GraphError,
+        match=r"'hidden.0' of 'huge' makes \(64, 7, 7\) of \(64, 19, 19\) .* 72,454,144 entries, more than 67,108,864: .*divides 19 x 19",
+    ):
+        lower(model)
+
+
+def test_events_are_images_of_two_channels_unless_the_model_says_otherwise() -> None:
+    model = FeedbackSNN(name="dvs", input_shape=(2, 4, 4), input=nn.Linear(32, 5), readout=nn.Linear(5, 2))
+    assert lower(model).population("input").events
+    model.events = False
+    assert not lower(model).population("input").events
+    assert not lower(network()).population("input").events
+    still = network()
+    still.events = True
+    assert lower(still).population("input").events
