@@ -7,7 +7,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types bench bench-spide bench-scale bench-saf
+.PHONY: help demo test test-core lint types bench bench-spide bench-scale bench-saf bench-gradient
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -37,6 +37,9 @@ bench-spide: $(VENV)/ready  ## SPIDE's training on ConvNet-F: ours beside the eq
 bench-scale: $(VENV)/ready  ## the gradient with an automatic scale factor beside the exact one, over a whole training run
 	$(VENV)/bin/python benchmarks/spide_scale.py --model mnist-fc
 	$(VENV)/bin/python benchmarks/spide_scale.py --model mnist-fc2
+
+bench-gradient: $(VENV)/ready  ## the gradient of integer graphs beside float SPIDE's, at 8, 6 and 4 bits
+	$(VENV)/bin/python benchmarks/feedback_gradient.py --bits 8,6,4
 
 bench-saf: $(VENV)/ready  ## forward multiply-adds, time and memory of SAF-E and SAF-F beside OTTT_O
 	$(VENV)/bin/python benchmarks/saf.py
