@@ -1,7 +1,7 @@
 """The simulator: integer graphs, batched, bit-exact with `reference`, on CPU or CUDA.
 
-Products run in the narrowest float type in which every partial sum is a whole number the type holds exactly (float32 below 2^24, float64 below
-2^53); the bound comes from the weights themselves, before the run. Everything else is whole numbers: int32 where a proven bound
+Each connection's products run in the narrowest float type in which every partial sum is a whole number the type holds exactly (float32 below 2^24,
+float64 below 2^53); the bound comes from the weights themselves, before the run. Everything else is whole numbers: int32 where a proven bound
 allows it, int64 elsewhere.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from toolchain import codec
 from toolchain.errors import GraphError
-from toolchain.fixed import EXACT_FLOAT32, EXACT_FLOAT64, decay, largest_product
-from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Dense, Dynamics, Graph, Identity, Phase, Synapse
+from toolchain.fixed import CURRENT_MANTISSA, EXACT_FLOAT32, EXACT_FLOAT64, decay, largest_product
+from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Graph, Phase, Synapse
 from toolchain.limits import LOIHI2, Limits
 from toolchain.passes import LOIHI_PIPELINE, Pipeline
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from toolchain.targets.torch_operations import Operation
     from toolchain.targets.torch_ticks import Arithmetic, TickRun
 
 INT32_SAFE = 2**31 - 1
@@ -30,7 +31,7 @@ INT32_SAFE = 2**31 - 1
 
 @dataclass(frozen=True)
 class Sim:
-    """`device` is auto, cpu or cuda; `batch` samples advance together (more only costs memory)."""
+    """`device` is auto, cpu or cuda; up to `batch` samples advance together, of large networks fewer (more only cost memory)."""
 
     device: str = "auto"
     batch: int = 256
@@ -55,7 +56,7 @@ class Sim:
 
         device = devices.pick(self.device)
         arithmetic: dict[str, Arithmetic] = {phase.name: _Integers(graph, phase, device) for phase in graph.phases}
-        return TickRun(graph, arithmetic, batch=self.batch, trace=self.trace)
+        return TickRun(graph, arithmetic, batch=self.batch, trace=self.trace, device=device)
 
 
 class _Integers:
@@ -64,57 +65,95 @@ class _Integers:
     def __init__(self, graph: Graph, phase: Phase, device: torch.device) -> None:
         import torch
 
+        from toolchain.targets import torch_operations
+
         self._device = device
+        self._phase = phase
+        self._graph = graph
         bounds = {id(s): largest_product(graph, s) for s in phase.synapses}
         widest = max((partial for partial, _ in bounds.values()), default=0)
         if widest >= EXACT_FLOAT64:
             raise GraphError(f"a sum of phase '{phase.name}' can reach {widest}, above 2^53: lower the weights or the input levels")
-        # All products of a phase share one type, so a spike vector is made once for all its synapses.
-        shortened = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-        self.spike: torch.dtype = torch.float32 if widest < EXACT_FLOAT32 and not shortened else torch.float64
+        short = torch_operations.shortened(device)
+        self._types = {
+            key: torch.float32 if partial < EXACT_FLOAT32 and not short else torch.float64 for key, (partial, _) in bounds.items()
+        }
+        self._potentials = {name: self._potential(name, bounds) for name in phase.order}
+        self._tensors: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._connections = {id(s): self._prepared(s) for s in phase.synapses}
+
+    def _potential(self, name: str, bounds: dict[int, tuple[int, int]]) -> torch.dtype:
+        """int32 where nothing that the population adds up can pass it."""
+        import torch
+
+        phase = self._phase
+        if self._graph.population(name).kind == "input":
+            return torch.int64
         # A source fires at most once between two steps of its target, but its spikes may pile up before the target's first step.
-        timing = phase.timing
-        piled = 1 + max(timing.start.values(), default=0) // timing.period
-        arriving = [piled * sum(bounds[id(s)][1] for s in phase.synapses if s.target == name) for name in phase.order]
-        largest = POTENTIAL_LIMIT + max(arriving, default=0) + _constant_bound(graph, phase)
-        self.potential: torch.dtype = (
-            torch.int32 if largest <= INT32_SAFE and all(d.leak == 1 for d in phase.dynamics.values()) else torch.int64
+        piled = 1 + max(phase.timing.start.values(), default=0) // phase.timing.period
+        arriving = piled * sum(bounds[id(s)][1] for s in phase.synapses if s.target == name)
+        largest = POTENTIAL_LIMIT + arriving + _constant_bound(self._graph, phase, name)
+        return torch.int32 if largest <= INT32_SAFE and phase.dynamics[name].leak == 1 else torch.int64
+
+    def _prepared(self, synapse: Synapse) -> Operation:
+        from toolchain.targets import torch_operations
+
+        graph, kind = self._graph, self._types[id(synapse)]
+        return torch_operations.Composition(
+            synapse.ops,
+            graph.population(synapse.source).shape,
+            graph.population(synapse.target).shape,
+            graph.tensors,
+            lambda name: self._weight(name, kind),
+            convolutions=torch_operations.exact(kind, self._device),
+            sums=True,
         )
-        self._weights = {op: self._oriented(graph, op) for s in phase.synapses for op in s.ops if isinstance(op, Dense)}
 
-    def _oriented(self, graph: Graph, op: Dense) -> Tensor:
+    def _weight(self, name: str, kind: torch.dtype) -> Tensor:
+        """A tensor of mantissas, once for all synapses that read it in this type."""
         import torch
 
-        weight = torch.as_tensor(graph.tensors[op.weight].astype(np.float64), dtype=self.spike, device=self._device)
-        return (weight if op.transpose else weight.T).contiguous()
+        if (name, kind) not in self._tensors:
+            self._tensors[name, kind] = torch.as_tensor(self._graph.tensors[name].astype(np.float64), dtype=kind, device=self._device)
+        return self._tensors[name, kind]
 
-    def tensor(self, values: Array) -> Tensor:
+    def current(self, values: Array, population: str) -> Tensor:
         import torch
 
-        return torch.as_tensor(values.astype(np.int64), dtype=self.potential, device=self._device)
+        return torch.as_tensor(values.astype(np.int64), dtype=self._potentials[population], device=self._device)
+
+    def emitted(self, values: Array, population: str) -> Tensor:
+        import torch
+
+        return torch.as_tensor(values, device=self._device).to(self._spike(population))
+
+    def _spike(self, population: str) -> torch.dtype:
+        """float32 where it holds whatever the population emits."""
+        import torch
+
+        found = self._graph.population(population)
+        return torch.float64 if found.kind == "input" and self._graph.scale("forward", population) >= EXACT_FLOAT32 else torch.float32
 
     def product(self, synapse: Synapse, spikes: Tensor) -> Tensor:
-        result = spikes
-        exponent = 0
-        for op in synapse.ops:
-            if isinstance(op, Dense):
-                result = result @ self._weights[op]
-                exponent += op.exponent
-            elif not isinstance(op, Identity):
-                raise GraphError(f"operation {type(op).__name__} is not simulated yet: fully connected networks are")
-        return result.to(self.potential) << exponent
+        made = self._connections[id(synapse)](spikes.to(self._types[id(synapse)])).to(self._potentials[synapse.target])
+        exponent = sum(getattr(op, "exponent", 0) for op in synapse.ops)
+        return made << exponent if exponent else made
 
-    def step(self, potential: Tensor, current: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, population: str, potential: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dynamics = self._phase.dynamics[population]
+        if dynamics.members == "graded":
+            passed = current.clamp(-POTENTIAL_LIMIT, POTENTIAL_LIMIT)
+            return passed, passed.to(self._spike(population)), passed != current
         before = self._leaked(potential, dynamics.leak) if dynamics.members == "none" else potential
         total = before + current
         saturated = total.abs() > POTENTIAL_LIMIT
         total = total.clamp(-POTENTIAL_LIMIT, POTENTIAL_LIMIT)
         if dynamics.members == "none":
             return total, total.new_zeros(total.shape), saturated
-        fired = (total >= dynamics.threshold).to(self.potential)
+        fired = (total >= dynamics.threshold).to(total.dtype)
         if dynamics.members == "both":
-            fired -= (total <= -dynamics.threshold).to(self.potential)
-        return self._leaked(total - dynamics.reset * fired, dynamics.leak), fired.to(self.spike), saturated
+            fired -= (total <= -dynamics.threshold).to(total.dtype)
+        return self._leaked(total - dynamics.reset * fired, dynamics.leak), fired.to(self._spike(population)), saturated
 
     def _leaked(self, potential: Tensor, leak: float) -> Tensor:
         if leak == 1:
@@ -122,13 +161,11 @@ class _Integers:
         return potential.sign() * ((potential.abs() * (DECAY_ONE - decay(leak))) >> 12)
 
 
-def _constant_bound(graph: Graph, phase: Phase) -> int:
-    """The largest bias plus injected current of any population."""
-    from toolchain.fixed import CURRENT_MANTISSA
-
-    currents = codec.bias_currents(graph, phase).values()
-    largest = max((sum(int(np.abs(c).max(initial=0)) for _, c in biases) for biases in currents), default=0)
-    return largest + max((-CURRENT_MANTISSA[0] << drive.exponent for drive in phase.drive), default=0)
+def _constant_bound(graph: Graph, phase: Phase, name: str) -> int:
+    """The largest bias plus injected current of a population."""
+    biases = codec.bias_currents(graph, phase).get(name, ())
+    largest = sum(int(np.abs(current).max(initial=0)) for _, current in biases)
+    return largest + sum(-CURRENT_MANTISSA[0] << drive.exponent for drive in phase.drive if drive.population == name)
 
 
 SIM = Sim()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from toolchain.errors import GraphError
-from toolchain.ir import Array, Dense, Dynamics, Graph, Identity, Scale, Synapse
+import numpy as np
+
+from toolchain.ir import Array, Graph, Phase, Synapse, tensor_names
 from toolchain.limits import LOIHI2, Limits
 from toolchain.passes import Adjoint, Fold, Pipeline
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from toolchain.targets.torch_ticks import TickRun
+    from toolchain.targets.torch_ticks import Arithmetic, TickRun
 
 
 @dataclass(frozen=True)
@@ -43,45 +44,61 @@ class TorchFloat:
         from toolchain import devices
         from toolchain.targets.torch_ticks import TickRun
 
-        arithmetic = _Floats(graph, devices.pick(self.device), self.dtype)
-        return TickRun(graph, {phase.name: arithmetic for phase in graph.phases}, batch=self.batch, trace=self.trace)
+        device = devices.pick(self.device)
+        arithmetic: dict[str, Arithmetic] = {phase.name: _Floats(graph, phase, device, self.dtype) for phase in graph.phases}
+        return TickRun(graph, arithmetic, batch=self.batch, trace=self.trace, device=device)
 
 
 class _Floats:
-    """Plain floating point: the same rule as `fixed.step`, in the chosen type."""
+    """Plain floating point for one phase of one graph: the same rule as `fixed.step`, in the chosen type."""
 
-    def __init__(self, graph: Graph, device: torch.device, dtype: str) -> None:
+    def __init__(self, graph: Graph, phase: Phase, device: torch.device, dtype: str) -> None:
         import torch
 
-        self.potential: torch.dtype = getattr(torch, dtype)
-        self.spike: torch.dtype = self.potential
+        from toolchain.targets import torch_operations
+
+        self._type: torch.dtype = getattr(torch, dtype)
         self._device = device
-        self._weights = {name: self.tensor(tensor) for name, tensor in graph.tensors.items()}
+        self._phase = phase
+        weights = {name: self._tensor(graph.tensors[name]) for name in tensor_names(phase)}
+        self._connections = {
+            id(s): torch_operations.Composition(
+                s.ops,
+                graph.population(s.source).shape,
+                graph.population(s.target).shape,
+                graph.tensors,
+                weights.__getitem__,
+                convolutions=torch_operations.TORCH,
+                sums=False,
+            )
+            for s in phase.synapses
+        }
 
-    def tensor(self, values: Array) -> Tensor:
+    def _tensor(self, values: Array) -> Tensor:
         import torch
 
-        return torch.as_tensor(values.copy(), dtype=self.potential, device=self._device)
+        return torch.as_tensor(np.asarray(values).copy(), dtype=self._type, device=self._device)
+
+    def current(self, values: Array, population: str) -> Tensor:
+        return self._tensor(values)
+
+    def emitted(self, values: Array, population: str) -> Tensor:
+        return self._tensor(values)
 
     def product(self, synapse: Synapse, spikes: Tensor) -> Tensor:
-        for op in synapse.ops:
-            if isinstance(op, Dense):
-                weight = self._weights[op.weight]
-                spikes = spikes @ (weight if op.transpose else weight.T)
-            elif isinstance(op, Scale):
-                spikes = spikes * op.factor
-            elif not isinstance(op, Identity):
-                raise GraphError(f"operation {type(op).__name__} has no torch form yet: fully connected networks have")
-        return spikes
+        return self._connections[id(synapse)](spikes)
 
-    def step(self, potential: Tensor, current: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor, None]:
+    def step(self, population: str, potential: Tensor, current: Tensor) -> tuple[Tensor, Tensor, None]:
+        dynamics = self._phase.dynamics[population]
+        if dynamics.members == "graded":
+            return current, current, None
         if dynamics.members == "none":
             total = potential * dynamics.leak + current
             return total, total.new_zeros(total.shape), None
         total = potential + current
-        spikes = (total >= dynamics.threshold).to(self.spike)
+        spikes = (total >= dynamics.threshold).to(self._type)
         if dynamics.members == "both":
-            spikes = spikes - (total <= -dynamics.threshold).to(self.spike)
+            spikes = spikes - (total <= -dynamics.threshold).to(self._type)
         return (total - dynamics.reset * spikes) * dynamics.leak, spikes, None
 
 
