@@ -56,20 +56,21 @@ class Fold:
 
 
 class _Folder:
-    """One run of the pass: gathers folded tensors, which connections of the same operations share."""
+    """One run of the pass: gathers folded tensors, which a connection and its adjoint share."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.tensors = dict(graph.tensors)
-        self.known: dict[tuple[tuple[Op, ...], Shape], tuple[Op, ...]] = {}
+        self.known: dict[tuple[tuple[Op, ...], str, str], tuple[Op, ...]] = {}
 
     def phase(self, phase: Phase) -> Phase:
-        synapses = tuple(self._synapse(synapse) for synapse in phase.synapses)
+        synapses = tuple(self._synapse(phase, synapse) for synapse in phase.synapses)
         return msgspec.structs.replace(phase, synapses=synapses, drive=tuple(self._drive(drive) for drive in phase.drive))
 
-    def _synapse(self, synapse: Synapse) -> Synapse:
+    def _synapse(self, phase: Phase, synapse: Synapse) -> Synapse:
         ends = (synapse.source, synapse.target)
-        if any(getattr(op, "transpose", False) for op in synapse.ops):  # an adjoint is folded as what it is the adjoint of
+        # an adjoint is folded as what it is the adjoint of; factors alone are their own, so that only the phase tells
+        if any(getattr(op, "transpose", phase.name == "feedback") for op in synapse.ops):
             return msgspec.structs.replace(synapse, ops=adjoint(self._folded(adjoint(synapse.ops), *reversed(ends))))
         return msgspec.structs.replace(synapse, ops=self._folded(synapse.ops, *ends))
 
@@ -80,7 +81,7 @@ class _Folder:
 
     def _folded(self, ops: tuple[Op, ...], source: str, target: str) -> tuple[Op, ...]:
         shape = self.graph.population(source).shape
-        key = (ops, shape)
+        key = (ops, source, target)
         if key not in self.known:
             where = f"synapse '{source}' -> '{target}'"
             shapes = shapes_along(ops, shape, self.graph.population(target).shape, self.graph.tensors)

@@ -9,14 +9,14 @@ connection that is much smaller than its neighbour at the same target bounds wha
     at most where the largest connection still has an exponent.
 
 The feedback phase reads the same integers from the other side. What W^T delivers to s is in steps of (g_t / v_s) u_t 2^d, u_t being 1 for a couple's spike and the
-feedback unit of a relay's graded value; the exponent e + d must lie in 0 .. 7 again, and that leaves s a range of feedback units.
+feedback unit of a relay's graded value; the exponent e + d must lie in 0 .. 7 again, which bounds the feedback units of neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, floor, log2, prod
+from math import ceil, floor, inf, log2, prod
 
 import numpy as np
 
@@ -48,7 +48,7 @@ NEARLY_BEST = 1.05
 
 @dataclass(frozen=True)
 class Grids:
-    """Integer steps per unit of the float graph: `forward` and `feedback` by population (inputs: levels); exponents by weight tensor."""
+    """Integer steps per unit of the float graph: `forward` and `feedback` by population (inputs: levels); exponents by weight tensor, of all that is not zero."""
 
     forward: dict[str, float]
     feedback: dict[str, float]
@@ -117,7 +117,6 @@ def choose(
     search = _Search(graph, [c for c in connections if c.peak > 0], inner, levels, potentials, drives)
     grids = search.forward()
     exponents = {c.tensor: search.exponent(c, grids) for c in connections if c.peak > 0}
-    exponents |= {c.tensor: 0 for c in connections if c.peak == 0}
     return Grids(grids, search.feedback(grids, exponents), exponents)
 
 
@@ -202,8 +201,9 @@ class _Search:
         return power
 
     def _largest_current(self, name: str) -> float:
-        """The largest drive or bias that population `name` gets in either phase, in the float graph's units."""
-        found = [bound for (_, population), bound in self.drives.items() if population == name]
+        """The largest drive or bias that population `name` gets, in the float graph's units; of couples in either phase (relays have a unit for each)."""
+        phases = ("forward",) if self.kinds[name] == "linear" else ("forward", "feedback")
+        found = [bound for (phase, population), bound in self.drives.items() if population == name and phase in phases]
         for phase in self.graph.phases:
             found += [float(np.abs(self.graph.tensors[bias.tensor]).max(initial=0)) for bias in phase.bias.get(name, ())]
         return max(found, default=0.0)
@@ -221,41 +221,66 @@ class _Search:
         return {name: grid if name in self.inputs else grid * factor for name, grid in grids.items()}
 
     def feedback(self, grids: Mapping[str, float], exponents: Mapping[str, int]) -> dict[str, float]:
-        """gb_p of every population of the feedback phase; DesignRuleError where the connections out of one differ too far in size."""
+        """gb_p of every population of the feedback phase; DesignRuleError where the connections out of one differ too far in size.
+
+        In powers of two every connection is a constraint on the units of its two ends, or on one where the other is a couple. Their closure says what is left to
+        choose: couples stay as near to their forward unit as they can, a driven relay has its current in enough steps, other relays carry small integers.
+        """
         if not self.graph.has_phase("feedback"):
             return {}
         phase = self.graph.phase("feedback")
-        found: dict[str, float] = {}
-        for _ in range(len(phase.order) + 1):
-            before = dict(found)
-            for name in phase.order:
-                found[name] = self._feedback_grid(name, grids, exponents, found)
-            if found == before:
-                break
+        couple = next(name for name in phase.order if self.kinds[name] == "couple")
+        odd = log2(grids[couple]) % 1  # what is no power of two in the units of couples
+        system = _Differences(phase.order)
+        for synapse in phase.synapses:
+            weight = the_weight(synapse.ops)
+            if weight in exponents:
+                step = step_of(self.kinds, synapse, grids, {})
+                at_zero = round(log2(step) - (odd if self.kinds[synapse.target] == "couple" else 0)) - exponents[str(weight)]
+                other = synapse.source if self.kinds[synapse.source] == "linear" else None
+                system.between(synapse.target, other, at_zero, at_zero + fixed.WEIGHT_EXPONENT_MAX)
+        found = {}
+        driven = {drive.population for drive in phase.drive}
+        for name in sorted(phase.order, key=lambda name: (self.kinds[name] == "linear", name not in driven)):
+            if self.kinds[name] == "couple":
+                found[name] = 2.0 ** (system.settle(name, round(log2(grids[name]) - odd)) + odd)
+            elif name in driven:
+                found[name] = 2.0 ** system.settle(name, round(log2(FINE_CURRENT / max(self.drives["feedback", name], 1e-30))))
+            else:
+                found[name] = 2.0 ** system.settle(name, None)
         return found
 
-    def _feedback_grid(self, name: str, grids: Mapping[str, float], exponents: Mapping[str, int], found: Mapping[str, float]) -> float:
-        phase = self.graph.phase("feedback")
-        steps = [
-            (step_of(self.kinds, s, grids, found), exponents[weight])
-            for s in phase.synapses
-            if s.target == name and (weight := the_weight(s.ops))
-        ]
-        relay = self.kinds[name] == "linear"
-        driven = [drive for drive in phase.drive if drive.population == name]
-        wanted = 1.0 if relay else grids[name]
-        if relay and driven:
-            wanted = 2.0 ** round(log2(FINE_CURRENT / max(self.drives["feedback", name], 1e-30)))
-        if not steps:
-            return wanted
-        lowest = max(step * 2.0**-exponent for step, exponent in steps)
-        highest = min(step * 2.0 ** (fixed.WEIGHT_EXPONENT_MAX - exponent) for step, exponent in steps)
-        if lowest > highest * (1 + 1e-9):
+
+class _Differences:
+    """Whole numbers x_p with bounds on their differences, settled one after the other as near to a wish as the bounds on all others allow."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._place = {name: i + 1 for i, name in enumerate(names)}  # 0 stands for the number 0
+        self._most = np.full((len(names) + 1, len(names) + 1), inf)  # x_j - x_i is at most this
+        np.fill_diagonal(self._most, 0)
+
+    def between(self, name: str, other: str | None, low: int, high: int) -> None:
+        """low <= x_name - x_other <= high; DesignRuleError where nothing is left."""
+        i, j = 0 if other is None else self._place[other], self._place[name]
+        self._add(i, j, high)
+        self._add(j, i, -low)
+        if self._most.diagonal().min() < 0:
+            missing = -int(self._most.diagonal().min())
             raise DesignRuleError(
-                f"the connections that leave population '{name}' differ too far in size: their integers have {log2(lowest / highest) + 7:.0f} bits between them and "
-                "the feedback phase aligns 7: rescale the smaller one, or use more weight bits"
+                f"the connections that leave population '{name}' differ too far in size: the feedback phase adds their integers up with {fixed.WEIGHT_EXPONENT_MAX} bits "
+                f"between them, and they need {fixed.WEIGHT_EXPONENT_MAX + missing}: rescale the smaller one, or use more weight bits"
             )
-        return lowest * 2.0 ** min(max(round(log2(wanted / lowest)), 0), round(log2(highest / lowest)))
+
+    def settle(self, name: str, wish: int | None) -> int:
+        """Choose x_name; without a wish the least it can be, or 0 where nothing bounds it."""
+        place = self._place[name]
+        low, high = -self._most[place, 0], self._most[0, place]
+        chosen = (low if low > -inf else min(0, high)) if wish is None else min(max(wish, low), high)
+        self.between(name, None, int(chosen), int(chosen))
+        return int(chosen)
+
+    def _add(self, i: int, j: int, most: float) -> None:
+        self._most = np.minimum(self._most, self._most[:, i, None] + most + self._most[None, j, :])
 
 
 def step_of(kinds: Mapping[str, str], feedback: Synapse, grids: Mapping[str, float], found: Mapping[str, float]) -> float:

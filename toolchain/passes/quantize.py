@@ -12,6 +12,7 @@ import numpy as np
 from toolchain import fixed
 from toolchain.errors import DesignRuleError, GraphError, UsageError
 from toolchain.ir import (
+    DECAY_ONE,
     POTENTIAL_LIMIT,
     SHIFT_LIMIT,
     Array,
@@ -184,7 +185,7 @@ class _Quantizer:
         """What the worst case, or an input beyond those that were seen, may cost, in sentences."""
         when = "in the worst case" if self.calibration is None else "beyond what calibration saw, in the worst case"
         notes = [
-            f"leak {exact:g} is {fixed.DECAY_ONE - fixed.decay(exact)}/{fixed.DECAY_ONE} on the chip, {fixed.nearest_leak(exact) - exact:+.2g}, and rounds towards zero"
+            f"leak {exact:g} is {DECAY_ONE - fixed.decay(exact)}/{DECAY_ONE} on the chip, {fixed.nearest_leak(exact) - exact:+.2g}, and rounds towards zero"
             for exact in sorted({d.leak for phase in self.source.phases for d in phase.dynamics.values() if d.leak != 1})
         ]
         full = {(p, n): v * self._grid(p, n) / POTENTIAL_LIMIT for (p, n), v in self._worst_potentials().items()}
@@ -265,7 +266,7 @@ class _Quantizer:
 
     def _synapse(self, phase: Phase, synapse: Synapse) -> Synapse:
         exponent = self.grids.exponents.get(_name(synapse), 0)
-        if phase.name == "feedback":
+        if phase.name == "feedback" and _name(synapse) in self.grids.exponents:
             step = grids.step_of(self.kinds, synapse, self.grids.forward, self.grids.feedback)
             exponent += round(log2(self.grids.feedback[synapse.target] / step))
         ops = tuple(msgspec.structs.replace(op, exponent=exponent) if weight_of(op) is not None else op for op in synapse.ops)
