@@ -19,6 +19,7 @@ from toolchain.ir import (
     Dense,
     Drive,
     Graph,
+    Identity,
     Op,
     Phase,
     Scale,
@@ -69,8 +70,9 @@ class _Folder:
 
     def _synapse(self, phase: Phase, synapse: Synapse) -> Synapse:
         ends = (synapse.source, synapse.target)
-        # an adjoint is folded as what it is the adjoint of; factors alone are their own, so that only the phase tells
-        if any(getattr(op, "transpose", phase.name == "feedback") for op in synapse.ops):
+        # an adjoint is folded as what it is the adjoint of; where there are only factors, which are their own, the phase tells
+        turned = [op.transpose for op in synapse.ops if not isinstance(op, (Scale, Identity))] or [phase.name == "feedback"]
+        if any(turned):
             return msgspec.structs.replace(synapse, ops=adjoint(self._folded(adjoint(synapse.ops), *reversed(ends))))
         return msgspec.structs.replace(synapse, ops=self._folded(synapse.ops, *ends))
 
