@@ -44,6 +44,26 @@ def test_a_readout_leaks_before_it_adds(u, current, decay):
     assert not found.spikes.any()
 
 
+@given(u=potentials, arriving=currents, integer=st.booleans())
+def test_a_relay_emits_what_arrives_and_keeps_nothing(u, arriving, integer):
+    kind = np.int64 if integer else np.float64
+    found = fixed.step(np.array([u], kind), np.array([arriving], kind), Dynamics(1.0, members="graded"), integer=integer)
+    expected = max(-POTENTIAL_LIMIT, min(POTENTIAL_LIMIT, arriving)) if integer else arriving
+    assert found.spikes.tolist() == found.potential.tolist() == [expected]
+    assert found.spikes.dtype == kind
+    assert found.saturated.tolist() == [integer and abs(arriving) > POTENTIAL_LIMIT]
+
+
+@given(st.integers(2**51, 2**56), st.integers(-3, 3), st.booleans())
+def test_products_are_exact_on_both_sides_of_what_float64_holds(large, small, sign):
+    """The last bit survives where sums pass 2^53, stacked or not."""
+    rows = np.array([[large, 1 if sign else -1]])
+    matrix = np.array([[1], [small]])
+    expected = large + (small if sign else -small)
+    assert int(fixed.product(rows, matrix)[0, 0]) == expected
+    assert int(fixed.product(rows[None], matrix[None])[0, 0, 0]) == expected
+
+
 def test_thresholds_are_met_at_equality_on_both_sides():
     dynamics = Dynamics(1.0, 10, 20, "both")
     found = fixed.step(np.array([0, 0, 0, 0]), np.array([10, 9, -10, -9]), dynamics, integer=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from toolchain.errors import GraphError
-from toolchain.ir import Dense, Synapse, verify
+from toolchain.ir import AvgPool2d, Dense, Dynamics, Scale, Synapse, verify
 
 change = msgspec.structs.replace
 
@@ -34,6 +34,21 @@ def with_bias(graph, **fields):
 
 def with_drive(graph, **fields):
     return with_phase(graph, drive=(change(graph.phase("forward").drive[0], **fields),))
+
+
+def with_relay(graph, leak=1.0, feedback="graded"):
+    """The graph with its first couples made a relay: its gates and feedback dynamics are as given."""
+    relay = tuple(change(p, kind="linear") if p.name == "couple0" else p for p in graph.populations)
+    members = {"forward": "graded", "feedback": feedback}
+    phases = tuple(
+        change(p, dynamics={**p.dynamics, "couple0": Dynamics(leak if p.name == "forward" else 1.0, members=members[p.name])})
+        for p in graph.phases
+    )
+    return change(graph, populations=relay, phases=phases)
+
+
+def with_events(graph):
+    return change(graph, populations=tuple(change(p, events=True) if p.kind == "input" else p for p in graph.populations))
 
 
 def weight(graph):
@@ -86,6 +101,36 @@ CASES = {
         lambda g: change(g, populations=tuple(change(p, kind="linear") if p.name == "couple0" else p for p in g.populations)),
         "population 'couple0'.* is a linear with members 'plus': .* linear relays 'graded'",
     ),
+    "relay with a leak": (lambda g: with_relay(g, leak=0.5), "population 'couple0' in phase 'forward' is a linear relay with leak 0.5"),
+    "relay that fires": (
+        lambda g: with_relay(g, feedback="both"),
+        "population 'couple0' in phase 'feedback' is a linear with members 'both'",
+    ),
+    "gate of a relay": (
+        with_relay,
+        "synapse 'couple0' -> 'couple1' in phase 'feedback' is gated by 'couple0', which has no spikes to count: gate by couples",
+    ),
+    "gate of another shape": (
+        lambda g: change(g, phases=(g.phases[0], change(g.phases[1], synapses=(change(g.phases[1].synapses[0], gate="couple1"),)))),
+        "is gated by 'couple1', which is no population of the source's shape",
+    ),
+    "host current of events": (with_events, "is one current for all steps and the input has events: keep its connection on the chip"),
+    "order against a connection": (
+        lambda g: with_phase(g, order=(*reversed(g.phase("forward").order[:-1]), "readout")),
+        "synapse 'couple0' -> 'couple1' in phase 'forward' closes a loop without delay: give it delay 1, or move its source before its target",
+    ),
+    "self-loop without delay": (lambda g: synapse(g, target="couple0"), "synapse 'couple0' -> 'couple0'.* closes a loop without delay"),
+    "delay of two steps": (lambda g: synapse(g, delay=2), r"before retime a delay is 0 \(same step\) or 1 \(feedback\)"),
+    "image of a flat population": (
+        lambda g: synapse(g, ops=(AvgPool2d((2, 2), (2, 2)), *g.phase("forward").synapses[0].ops)),
+        r"synapse 'couple0' -> 'couple1' in phase 'forward': AvgPool2d takes \(channels, height, width\) but gets",
+    ),
+    "float scale": (
+        lambda g: synapse(g, ops=(Scale(0.5), *g.phase("forward").synapses[0].ops)),
+        "scales by a float in an integer graph: fold it into the weights",
+    ),
+    "two drives of one population": (lambda g: with_phase(g, drive=g.phase("forward").drive * 2), "drives a population twice"),
+    "late bias": (lambda g: with_bias(g, start=99), "bias of population 'couple0' starts at step 99, outside the 9 steps"),
     "input in the feedback phase": (
         lambda g: change(g, phases=(g.phases[0], change(g.phases[1], order=("input", *g.phases[1].order)))),
         "inputs belong to the forward phase",
@@ -137,6 +182,16 @@ def test_invalid_graphs_are_named(random_graph, case):
     verify(graph)
     with pytest.raises(GraphError, match=message):
         verify(damage(graph))
+
+
+def test_several_biases_of_one_population_are_each_verified(random_graph):
+    graph = random_graph(0, couples=2, widths=(3, 4), skips=False)
+    (bias,) = graph.phase("forward").bias["couple0"]
+    verify(with_phase(graph, bias={"couple0": (bias, change(bias, start=1))}))
+    with pytest.raises(GraphError, match=r"bias of population 'couple0'.* exponent 9: the chip has 0 to 7"):
+        verify(with_phase(graph, bias={"couple0": (bias, change(bias, exponent=9))}))
+    with pytest.raises(GraphError, match=r"bias 'couple1.bias' of population 'couple0' has shape"):
+        verify(with_phase(graph, bias={"couple0": (bias, change(bias, tensor="couple1.bias"))}))
 
 
 def test_graphs_are_immutable(random_graph):
