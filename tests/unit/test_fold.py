@@ -184,3 +184,22 @@ def test_two_weights_that_make_no_product_are_refused(ops: tuple[Op, ...]) -> No
     tensors = {"w": frozen(np.ones((3, 3, 3, 3))), "d": frozen(np.ones((2, 3)))}
     with pytest.raises(GraphError, match=r"synapse 'input' -> 'hidden1' has Conv2d and (Conv2d|Dense): .*put a relay between"):
         Fold()(graph_of(ops, (3, 6, 6), tensors))
+
+
+def test_factors_that_change_the_shape_become_a_diagonal_matrix() -> None:
+    """Factors a channel could not be transposed: a row of values does not tell its channels."""
+    graph = graph_of((AvgPool2d((2, 2), (2, 2)), Scale(2.0, "w")), (2, 4, 4), {"w": frozen(np.array([1.0, -3.0]))})
+    rows = change(graph, populations=(graph.populations[0], change(graph.populations[1], shape=(8,)), graph.populations[2]))
+    folded = Fold()(rows)
+    assert folded.phase("forward").synapses[0].ops == (AvgPool2d((2, 2), (2, 2)), Dense("w.scaled"))
+    assert np.array_equal(folded.tensors["w.scaled"], np.diag([2.0] * 4 + [-6.0] * 4))
+    values = np.random.default_rng(0).normal(size=(3, 8))
+    back = fixed.apply(ir.adjoint(folded.phase("forward").synapses[0].ops), folded.tensors, values, (2, 4, 4), integer=False)
+    assert np.array_equal(back[:, 0, ::2, ::2].reshape(3, 4), values[:, :4] / 2)
+
+
+def test_a_diagonal_matrix_that_would_be_huge_is_refused() -> None:
+    graph = graph_of((Identity(),), (2, 64, 65), {})
+    rows = change(graph, populations=(graph.populations[0], change(graph.populations[1], shape=(8320,)), graph.populations[2]))
+    with pytest.raises(GraphError, match=r"'input' -> 'hidden1' has no weights and leads 8,320 values .* give both ends one shape"):
+        Fold()(rows)

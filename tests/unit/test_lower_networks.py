@@ -20,6 +20,7 @@ from toolchain import codec, data, ir, models
 from toolchain.ir import Graph, tensor_names, weight_of
 from toolchain.layers import FeedbackSNN, Frobenius, Gain, Limited, Neuron, Normalize, Scale, Spectral, Standardized, TrainedThreshold
 from toolchain.lower import lower, not_compiled, takes_events
+from toolchain.methods import spide
 from toolchain.passes import Adjoint, Fold
 from toolchain.targets.reference import REFERENCE
 
@@ -53,6 +54,17 @@ def lively(model: FeedbackSNN, seed: int = 1, louder: float = 1.6) -> FeedbackSN
     return model
 
 
+def canonical(synapse: ir.Synapse) -> bool:
+    """One operation with weights, pools and upsampling around it."""
+    weighing = [op for op in synapse.ops if weight_of(op) is not None]
+    others = [op for op in synapse.ops if weight_of(op) is None]
+    return (
+        len(weighing) == 1
+        and getattr(weighing[0], "factor", 1.0) == 1.0
+        and all(isinstance(op, (ir.AvgPool2d, ir.Upsample)) for op in others)
+    )
+
+
 def folded(model: FeedbackSNN) -> Graph:
     """The folded float graph, in the form that `fold` promises, valid with its adjoint too."""
     graph = lower(model)
@@ -60,11 +72,7 @@ def folded(model: FeedbackSNN) -> Graph:
     assert all(tensor.dtype == np.float64 for tensor in graph.tensors.values())
     graph = Fold()(graph)
     ir.verify(graph)
-    for synapse in graph.phase("forward").synapses:
-        weighing = [op for op in synapse.ops if weight_of(op) is not None]
-        assert len(weighing) == 1, synapse
-        assert getattr(weighing[0], "factor", 1.0) == 1.0, synapse
-        assert all(isinstance(op, (ir.AvgPool2d, ir.Upsample)) for op in synapse.ops if op not in weighing), synapse
+    assert [synapse for synapse in graph.phase("forward").synapses if not canonical(synapse)] == []
     assert Fold()(graph) == graph
     ir.verify(Adjoint()(graph))
     return graph
@@ -250,6 +258,38 @@ def test_the_raw_graph_fires_them_too(feature: str) -> None:
     done = model.equilibrium(x)
     for layer in model.spiking:
         assert np.array_equal(result.counts[f"hidden{layer + 1}"], done.counts[layer].numpy())
+
+
+SPIDES = (
+    *(
+        "convolutions",
+        "a mean for each channel",
+        "a deviation for each channel",
+        "pools",
+        "transposed convolutions",
+        "adaptive pools of equal windows",
+    ),
+    *("adaptive pools of unequal windows", "standardised weights", "loops", "loops of integrators", "rates are logits"),
+)
+"""Features that SPIDE trains: no batch normalisation, relays or trained thresholds, and a leak-weighted readout."""
+
+
+@pytest.mark.parametrize("feature", SPIDES)
+def test_the_adjoint_of_the_folded_graph_fires_spides_signed_spikes(feature: str) -> None:
+    torch.manual_seed(3)
+    model = lively(FEATURES[feature]())
+    model.events, model.feedback_steps = False, 40
+    x, labels = images(model), torch.arange(4) % min(4, model.classes)
+    done = spide.run(model, x, labels, model.scale_factor, trace=True)
+    graph = Adjoint()(folded(model))
+    with replace(REFERENCE, trace=True).compile(graph) as executable:
+        forward = executable.run(x.numpy())
+        feedback = executable.run(codec.output_error(graph, forward, labels.numpy()), phase="feedback")
+    for layer in model.spiking:
+        name = f"hidden{layer + 1}"
+        assert np.array_equal(feedback.history[name].spikes, done.feedback.trains[layer].numpy()), name
+        assert np.abs(codec.beta(graph, feedback, name) - done.feedback.beta[layer].numpy()).max() < 1e-9
+    assert sum(int(count.sum()) for count in feedback.activity.values()) > 300
 
 
 def test_feedback_of_trained_thresholds_keeps_one_reset_ratio() -> None:

@@ -32,6 +32,9 @@ from toolchain.ir import (
     tensor_names,
 )
 
+LARGEST_MATRIX = 2**26
+"""Most entries of a matrix that a connection without weights becomes: half a GiB in float64."""
+
 Weighted = Union[Dense, Conv2d, ConvTranspose2d]
 
 
@@ -40,7 +43,7 @@ class Fold:
     """Leave every connection exactly one operation with weights (Dense, Conv2d, ConvTranspose2d, or Scale with a weight), pools and upsampling before or behind it.
 
     Factors, of all values or one a channel, pass through pools and upsampling, which treat all channels alike, into the weights: as factors of the outputs where they come
-    behind them, of the inputs where they come before. Dense operations in a row become their product. A connection without weights gets one factor a channel, at its end.
+    behind them, of the inputs where they come before. Dense operations in a row become their product. A connection without weights gets one factor a channel, at its end; where it also changes the shape (images read as rows), a diagonal matrix.
     A folded tensor is called NAME.scaled; others keep their names and their bytes, and tensors that nothing reads any more are dropped. The folded float graph computes the same
     currents as the module up to rounding in the last place; its spikes are the module's own (tested). Integer graphs have nothing to fold.
     """
@@ -87,11 +90,13 @@ class _Folder:
         if key not in self.known:
             where = f"synapse '{source}' -> '{target}'"
             shapes = shapes_along(ops, shape, self.graph.population(target).shape, self.graph.tensors)
-            self.known[key] = self._fold(ops, (shape, *shapes), where, f"{source}.{target}.scale")
+            reshapes = shapes[-1] != self.graph.population(target).shape
+            self.known[key] = self._fold(ops, (shape, *shapes), where, f"{source}.{target}.scale", reshapes)
         return self.known[key]
 
-    def _fold(self, ops: Sequence[Op], shapes: Sequence[Shape], where: str, fallback: str) -> tuple[Op, ...]:
-        """`shapes[i]` is what operation i takes, `shapes[i + 1]` what it makes; `fallback` names the factors of a connection without weights."""
+    def _fold(self, ops: Sequence[Op], shapes: Sequence[Shape], where: str, fallback: str, reshapes: bool) -> tuple[Op, ...]:
+        """`shapes[i]` is what operation i takes, `shapes[i + 1]` what it makes; `fallback` names the factors of a connection without weights, and
+        `reshapes` says whether its target has the values in another shape."""
         before: list[Op] = []
         behind: list[Op] = []
         core: Weighted | None = None
@@ -118,6 +123,8 @@ class _Folder:
                 names.append(op.weight)
         if core is None:
             kept = names[0] if len(names) == 1 else None
+            if reshapes:
+                return (*before, Dense(self._kept(_diagonal(factors, prod(shapes[-1]), where), kept, fallback)))
             return (*before, Scale(weight=self._kept(factors, kept, fallback)))
         weight = _of_outputs(core, weight, factors)
         return (*before, msgspec.structs.replace(core, weight=self._kept(weight, core.weight, core.weight)), *behind)
@@ -156,6 +163,15 @@ def _times_grouped(weight: Array, factors: Array, groups: int) -> Array:
     each = factors.reshape(groups, -1).repeat(len(weight) // groups, axis=0)
     made: Array = weight * each.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
     return made
+
+
+def _diagonal(factors: Array, values: int, where: str) -> Array:
+    """Factors of channels as a matrix: its adjoint, unlike theirs, does not need the shape that the other end has forgotten."""
+    if values**2 > LARGEST_MATRIX:
+        raise GraphError(
+            f"{where} has no weights and leads {values:,} values into another shape, a matrix of more than {LARGEST_MATRIX:,} entries: give both ends one shape"
+        )
+    return np.diag(np.repeat(factors, values // len(factors)))
 
 
 def _new_name(name: str, tensors: Mapping[str, Array]) -> str:
