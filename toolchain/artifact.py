@@ -35,6 +35,8 @@ class Golden(ir.Part, frozen=True):
     samples: int
     seed: int
     phases: tuple[str, ...]
+    time_steps: dict[str, int] = {}
+    """How many time steps of each phase were run: the first ones of a large net, else (and without an entry) all."""
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -122,6 +124,10 @@ def _require_golden(file: Path, graph: Graph, golden: Golden, tensors: Mapping[s
     for phase in golden.phases:
         if phase not in needed or not graph.has_phase(phase):
             raise ArtifactError(f"'{file}' has golden vectors of phase '{phase}', which its graph lacks: compile it again")
+        if not 1 <= golden.time_steps.get(phase, 1) <= graph.phase(phase).time_steps:
+            raise ArtifactError(
+                f"'{file}' has golden vectors of {golden.time_steps[phase]} time steps for the {graph.phase(phase).time_steps} of its {phase} phase: compile it again"
+            )
         if needed[phase] not in tensors:
             raise ArtifactError(f"'{file}' lacks tensor 'golden/{needed[phase]}': compile it again")
     for name, tensor in tensors.items():

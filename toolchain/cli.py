@@ -194,19 +194,22 @@ def compile(
         Path, typer.Option("-o", "--output", parser=_path, metavar="FILE.fsnn", help="The artefact to write; missing folders are made.")
     ],
     target: Annotated[str, typer.Option(metavar="T", help="The target whose passes run.")] = "lava-sim",
-    chip: Annotated[str, typer.Option(metavar="CHIP", help="The chip whose limits hold.")] = "loihi2",
-    weight_bits: Annotated[int, typer.Option(metavar="BITS", help="Bits of a weight's mantissa.")] = 8,
+    chip: Annotated[str, typer.Option(metavar="loihi2|loihi1", help="The chip whose limits hold.")] = "loihi2",
+    weight_bits: Annotated[int, typer.Option(metavar="BITS", help="Bits of a weight's mantissa, 2 to 8.")] = 8,
     time_steps: Annotated[int | None, typer.Option(metavar="T", help="Forward time steps; the model's own by default.")] = None,
     feedback_steps: Annotated[int | None, typer.Option(metavar="TB", help="Feedback time steps; the model's own by default.")] = None,
     timing: Annotated[str, typer.Option(metavar="exact|pipelined", help="Hardware time.")] = "exact",
     input: Annotated[str, typer.Option(metavar="bias|graded", help="How the input reaches the chip.")] = "bias",
-    calibrate: Annotated[str | None, typer.Option(metavar="D", help="Not part of this version.")] = None,
+    calibrate: Annotated[str | None, typer.Option(metavar="D", help="A data set whose samples choose the exponents.")] = None,
     settings: Settings = None,
-    dump_after: Annotated[str | None, typer.Option(metavar="PASS", help="Print the graph after this pass.")] = None,
+    dump_after: Annotated[str | None, typer.Option(metavar="PASS", help="Print the graph after this pass, or after 'lower', too.")] = None,
     no_float: Annotated[bool, typer.Option("--no-float", help="Leave the float tensors out of the artefact.")] = False,
+    json: Json = False,
 ) -> None:
-    """Compile a network to a .fsnn file for one chip."""
-    _later("--calibrate", calibrate)
+    """Compile a network to a .fsnn file for one chip.
+
+    A network of the catalogue that comes without trained weights gets random ones, and its notes say so.
+    """
     outcome = toolchain.compile(
         model,
         target=target,
@@ -216,26 +219,32 @@ def compile(
         feedback_steps=feedback_steps,
         timing=timing,
         input=input,
+        calibrate=calibrate,
         settings=settings or [],
         dump_after=dump_after,
         float_tensors=not no_float,
         output=output,
     )
-    _print(outcome)
+    _print(outcome, json)
 
 
-@app.command(epilog=_examples("inspect mnist-fc.fsnn", "inspect mnist-fc --after adjoint --json"))
+@app.command(
+    epilog=_examples(
+        "inspect mnist-fc.fsnn", "inspect mnist-fc --after adjoint --json", "inspect vgg-f --svg graph.svg --chip-svg chips.svg"
+    )
+)
 def inspect(
     model: Model,
-    after: Annotated[str | None, typer.Option(metavar="PASS", help="Show the graph as this pass leaves it.")] = None,
-    processes: Annotated[bool, typer.Option("--processes", help="Not part of this version.")] = False,
-    svg: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Not part of this version.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="PASS", help="Show the graph as this pass leaves it, or 'lower': before any.")
+    ] = None,
+    processes: Annotated[bool, typer.Option("--processes", help="List what will run as Lava processes, with their ticks.")] = False,
+    svg: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Draw the graph.")] = None,
+    chip_svg: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Draw how full the cores are.")] = None,
     json: Json = False,
 ) -> None:
-    """Show the graph, its passes and its units."""
-    _later("--processes", processes)
-    _later("--svg", svg)
-    _print(toolchain.inspect(model, after=after), json)
+    """Show the graph, its passes, its units and its cores."""
+    _print(toolchain.inspect(model, after=after, processes=processes, svg=svg, chip_svg=chip_svg), json)
 
 
 @app.command(

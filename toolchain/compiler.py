@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -17,37 +17,47 @@ from toolchain import artifact, codec, config
 from toolchain.artifact import Artifact, Golden
 from toolchain.describe import Inspection
 from toolchain.errors import DesignRuleError, UsageError, unknown
-from toolchain.ir import LARGEST_STEPS, Array, Graph
+from toolchain.ir import LARGEST_STEPS, Array, Graph, Phase
+from toolchain.notation import step_products
 from toolchain.passes import FLOAT_PIPELINE, Pipeline
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, Target, get
 
-FLAGS = {"quantize.weight_bits": 8, "retime.mode": "exact", "inject.mode": "bias"}
+FLAGS = {"quantize.weight_bits": 8, "retime.mode": "exact", "inject.mode": "bias", "partition.chip": "loihi2"}
 """Pass options that flags set, and the flags' defaults: a setting may replace a default, not a choice."""
 
+FIRST_STAGE = "lower"
+"""What the graph is called before any pass."""
+
 GOLDEN_SEED = 0
-GOLDEN_SAMPLES = 4
-GOLDEN_SPIKE_BUDGET = 2**24
-"""Neurons times steps times samples; large nets get fewer golden samples, at least 1."""
+GOLDEN_SAMPLES = 16
+GOLDEN_WORK = 2**36
+"""Products that a phase's golden vectors may take: large nets get fewer samples, at least 1, and then fewer time steps."""
+REFERENCE_WORK = 2**31
+"""Above this many the simulator computes them: it is bit-exact with the reference, and many times as fast."""
+NEURON_WORK = 100
+"""A neuron's time step takes about as long as so many products."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What `compile` made, and where it wrote it. `dumped` is the graph after `dump_after`, as text."""
+    """What `compile` made, and where it wrote it. `dumped` is the graph after pass `dump_after`."""
 
     artifact: Artifact
     output: Path | None
-    dumped: str | None = None
+    dumped: Inspection | None = None
 
     @property
     def graph(self) -> Graph:
         return self.artifact.graph
 
     def to_json(self) -> dict[str, Any]:
-        return {"output": None if self.output is None else str(self.output), **Inspection(self.graph, self.artifact.target).to_json()}
+        dumped = {} if self.dumped is None else {"dumped": self.dumped.to_json()}
+        output = None if self.output is None else str(self.output)
+        return {"output": output, **Inspection(self.graph, self.artifact.target).to_json(), **dumped}
 
     def to_text(self) -> str:
-        lines = [self.dumped] if self.dumped else []
+        lines = [] if self.dumped is None else [f"after {self.dumped.stage}:", self.dumped.to_text(), ""]
         lines.append(Inspection(self.graph, self.artifact.target).to_text())
         if self.output is not None:
             lines.append(f"wrote {self.output} ({self.output.stat().st_size:,} bytes)")
@@ -64,6 +74,7 @@ def compile(
     feedback_steps: int | None = None,
     timing: str = "exact",
     input: str = "bias",
+    calibrate: str | None = None,
     settings: Sequence[str] = (),
     dump_after: str | None = None,
     float_tensors: bool = True,
@@ -71,14 +82,15 @@ def compile(
 ) -> Compiled:
     """Compile `model` (zoo name, run folder, checkpoint or module) for an integer `target`.
 
-    `time_steps` and `feedback_steps` default to the model's own. `settings` are `pass.option=value` for the target's passes. `float_tensors=False`
-    leaves the folded float graph out, so target torch cannot run the artefact. With `output` the artefact is written there.
+    A network of the catalogue without trained weights is compiled with random ones, and the graph's notes say so. `time_steps` and `feedback_steps`
+    default to the model's own. `calibrate` names a data set that chooses exponents. `settings` are `pass.option=value` for the target's passes.
+    `dump_after` keeps the graph after that pass, or after "lower". `float_tensors=False` leaves the folded float graph out, so target torch cannot run
+    the artefact. With `output` the artefact is written there.
     Raises UsageError for a bad option, DesignRuleError (all violations at once) where the graph does not fit.
     """
-    source = find(model)
+    source, notes = uncompiled(model)
     if source.module is None:
         raise UsageError(f"'{source.name}' is compiled already: give compile the model it was made of")
-    _only("chip", chip, "loihi2")
     path = None if output is None else Path(output)
     if path is not None and path.suffix != ".fsnn":
         raise UsageError(f"the artefact '{path}' needs the ending .fsnn, by which every command knows it")
@@ -87,37 +99,72 @@ def compile(
         raise UsageError(
             f"target '{target}' runs float graphs, which need no artefact: deploy the model itself, or compile for lava-sim, sim or reference"
         )
-    pipeline = chosen.pipeline.with_options(**_options(weight_bits, timing, input, settings))
-    seen: dict[str, Graph] = {}
-    start = lowered(source, time_steps, feedback_steps)
-    graph = replace(pipeline, watch=lambda name, before, after: seen.update({name: after}))(start)
-    dumped = None if dump_after is None else _dump(seen, dump_after, target)
+    pipeline = chosen.pipeline.with_options(**_options(weight_bits, timing, input, chip, settings, chosen.pipeline))
+    if dump_after is not None:
+        until(pipeline, dump_after)  # an unknown pass is refused before any work
+    start = lowered(source, time_steps, feedback_steps, notes)
+    if calibrate is not None:
+        pipeline = _calibrated(pipeline, start, calibrate)
+    kept = {FIRST_STAGE: start}
+    wanted = {dump_after, "adjoint"}
+
+    def keep(name: str, before: Graph, after: Graph) -> None:
+        if name in wanted:
+            kept[name] = after
+
+    graph = replace(pipeline, watch=keep)(start)
     _require_fit(chosen, graph)
+    golden, golden_tensors = golden_vectors(graph)
     made = Artifact(
         graph=graph,
-        float_graph=FLOAT_PIPELINE.until("adjoint")(start) if float_tensors else None,
+        float_graph=_folded(start, kept.get("adjoint")) if float_tensors else None,
         target=target,
         pipeline=str(chosen.pipeline),
         toolchain=toolchain.__version__,
-        **_golden(graph),
+        golden=golden,
+        golden_tensors=golden_tensors,
     )
     if path is not None:
         artifact.write(made, path)
-    return Compiled(made, path, dumped)
+    return Compiled(made, path, None if dump_after is None else Inspection(kept[dump_after], target))
 
 
-def lowered(source: Source, time_steps: int | None = None, feedback_steps: int | None = None) -> Graph:
-    """The model's graph before any pass, in the model's own or the given numbers of steps."""
+def uncompiled(model: Model) -> tuple[Source, tuple[str, ...]]:
+    """What `model` names, and what a person should know of it; unlike `source.find` also a network of the catalogue that nobody has trained."""
+    from toolchain import models
+
+    if not isinstance(model, str) or model not in models.names() or models.get(model).shipped:
+        return find(model), ()
+    return Source(model, models.get(model).build().eval(), None), (
+        f"no trained weights are shipped for '{model}': these are random (seed 0)",
+    )
+
+
+def lowered(source: Source, time_steps: int | None = None, feedback_steps: int | None = None, notes: tuple[str, ...] = ()) -> Graph:
+    """The model's graph before any pass, in the model's own or the given numbers of steps, with `notes`."""
     from toolchain.lower import lower
 
     if source.module is None:
-        raise UsageError(f"'{source.name}' is compiled already: without the model there are no earlier stages, so leave --after out")
-    graph = lower(source.module)
-    steps = {"forward": time_steps, "feedback": feedback_steps}
-    for name, wanted in steps.items():
-        if wanted is not None and not 1 <= wanted <= LARGEST_STEPS:
-            raise UsageError(f"the {name} phase cannot have {wanted} time steps: choose 1 to {LARGEST_STEPS:,}")
-    phases = tuple(msgspec.structs.replace(p, time_steps=steps[p.name] or p.time_steps) for p in graph.phases)
+        raise UsageError(f"'{source.name}' is compiled already, and no earlier stages are in it: give the model that it was made of")
+    wanted = {"forward": time_steps, "feedback": feedback_steps}
+    for name, steps in wanted.items():
+        if steps is not None and not 1 <= steps <= LARGEST_STEPS:
+            raise UsageError(f"the {name} phase cannot have {steps} time steps: choose 1 to {LARGEST_STEPS:,}")
+    graph = in_steps(lower(source.module), {name: steps for name, steps in wanted.items() if steps is not None})
+    return msgspec.structs.replace(graph, provenance=msgspec.structs.replace(graph.provenance, notes=(*graph.provenance.notes, *notes)))
+
+
+def until(pipeline: Pipeline, name: str) -> Pipeline:
+    """The passes of `pipeline` up to and including `name`, none for "lower"; UsageError lists the known names."""
+    names = [p.name for p in pipeline.passes]
+    if name not in (FIRST_STAGE, *names):
+        raise unknown("pass", name, [FIRST_STAGE, *names])
+    return Pipeline(()) if name == FIRST_STAGE else pipeline.until(name)
+
+
+def in_steps(graph: Graph, time_steps: Mapping[str, int]) -> Graph:
+    """`graph` with other numbers of time steps, by phase; a phase without an entry keeps its own."""
+    phases = tuple(msgspec.structs.replace(phase, time_steps=time_steps.get(phase.name, phase.time_steps)) for phase in graph.phases)
     return msgspec.structs.replace(graph, phases=phases)
 
 
@@ -129,7 +176,7 @@ def graph_for(source: Source, chosen: Target) -> Graph:
     for graph in candidates:
         rest = _remaining(chosen.pipeline, graph)
         if rest is not None:
-            return _as_compiled(rest, source.artifact.graph)(graph)
+            return compiled_as(rest, source.artifact.graph)(graph)
     if source.artifact.float_graph is None:
         raise UsageError(
             f"'{source.name}' was compiled without its float tensors, which target '{chosen.name}' needs: compile it again without --no-float"
@@ -159,16 +206,28 @@ def _require_fit(chosen: Target, graph: Graph) -> None:
         raise DesignRuleError(f"'{graph.provenance.model}' does not fit target '{chosen.name}': " + "; ".join(violations))
 
 
-def _dump(seen: dict[str, Graph], name: str, target: str) -> str:
-    """The graph after pass `name`, as text."""
-    if name not in seen:
-        raise unknown("pass", name, seen)
-    return f"after {name}:\n{Inspection(seen[name], target).to_text()}"
+def _folded(start: Graph, adjoint: Graph | None) -> Graph:
+    """The float graph that an artefact keeps: that of the target's own pipeline where it begins as every float one does."""
+    rest = FLOAT_PIPELINE.until("adjoint")
+    if adjoint is not None and adjoint.provenance.passes == tuple(p.name for p in rest.passes):
+        return adjoint
+    return rest(start)
 
 
-def _options(weight_bits: int, timing: str, input: str, settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _calibrated(pipeline: Pipeline, start: Graph, dataset: str) -> Pipeline:
+    """`pipeline` with the exponents that the samples of `dataset` ask for."""
+    raise UsageError(f"--calibrate {dataset} is not part of this version of the toolchain ({toolchain.__version__}): leave it out")
+
+
+def _options(
+    weight_bits: int, timing: str, input: str, chip: str, settings: Sequence[str], pipeline: Pipeline
+) -> dict[str, dict[str, Any]]:
     """The pass options that flags and settings ask for."""
     options: dict[str, dict[str, Any]] = {"quantize": {"weight_bits": weight_bits}, "retime": {"mode": timing}, "inject": {"mode": input}}
+    if "partition" in {p.name for p in pipeline.passes}:
+        options["partition"] = {"chip": chip}
+    elif chip != "loihi2":
+        raise UsageError(f"--chip {chip} is not part of this version: use loihi2")
     for name, value in config.assignments(settings).items():
         rewrite, dot, option = name.partition(".")
         if not dot:
@@ -188,7 +247,7 @@ def _remaining(pipeline: Pipeline, graph: Graph) -> Pipeline | None:
     return Pipeline(pipeline.passes[len(done) :])
 
 
-def _as_compiled(rest: Pipeline, compiled: Graph) -> Pipeline:
+def compiled_as(rest: Pipeline, compiled: Graph) -> Pipeline:
     """`rest` with the timing and the input that the artefact was compiled with, for targets that start from its float graph."""
     forward = compiled.phase("forward")
     chosen: dict[str, dict[str, Any]] = {
@@ -199,30 +258,58 @@ def _as_compiled(rest: Pipeline, compiled: Graph) -> Pipeline:
     return rest.with_options(**{name: options for name, options in chosen.items() if name in names})
 
 
-def _only(flag: str, value: str, known: str) -> None:
-    if value != known:
-        raise UsageError(f"--{flag} {value} is not part of this version: use {known}")
+def golden_vectors(graph: Graph) -> tuple[Golden, dict[str, Array]]:
+    """Seeded inputs and what they become: what any target must compute again.
 
-
-def _golden(graph: Graph) -> dict[str, Any]:
-    """Seeded inputs through the reference: what any target must compute again."""
-    from toolchain.targets.reference import REFERENCE
-
-    steps = sum(phase.time_steps for phase in graph.phases)
-    neurons = sum(prod(population.shape) for population in graph.populations)
-    samples = max(1, min(GOLDEN_SAMPLES, GOLDEN_SPIKE_BUDGET // (neurons * steps)))
+    The numbers are the reference's. Where it would take long, `sim` computes them, which is bit-exact with it, and where that would take long too, each
+    phase runs its first time steps only; `Golden.time_steps` says how many.
+    """
+    samples, steps = _golden_size(graph)
+    short = in_steps(graph, steps)
     draw = np.random.default_rng(GOLDEN_SEED)
-    shape = (samples, *graph.of_kind("input")[0].shape)
+    population = graph.of_kind("input")[0]
+    shape = (samples, *population.shape, *(short.phase("forward").time_steps,) * population.events)
     inputs = draw.integers(0, 256, shape) / 255 * (draw.random(shape) < 0.3)
     tensors: dict[str, Array] = {"inputs": inputs}
-    with REFERENCE.compile(graph) as run:
-        forward = run.run(inputs)
-        tensors |= golden_record(forward)
+    with _golden_target(short, samples).compile(short) as run:
+        tensors |= golden_record(run.run(inputs))
         if graph.has_phase("feedback"):
-            driven = codec.error_drive(graph).population
-            tensors["error"] = draw.normal(size=(samples, *graph.population(driven).shape)) * codec.amplitude(graph, "feedback", driven) / 4
+            driven = graph.population(codec.error_drive(graph).population)
+            tensors["error"] = draw.uniform(-1, 1, (samples, *driven.shape)) * codec.error_bound(graph)
             tensors |= golden_record(run.run(tensors["error"], phase="feedback"))
-    return {"golden": Golden(samples, GOLDEN_SEED, tuple(p.name for p in graph.phases)), "golden_tensors": tensors}
+    return Golden(samples, GOLDEN_SEED, tuple(steps), steps), {name: _narrow(tensor) for name, tensor in tensors.items()}
+
+
+def _golden_size(graph: Graph) -> tuple[int, dict[str, int]]:
+    """How many golden samples, and how many time steps of each phase."""
+    whole = sum(_work(graph, phase) * phase.time_steps for phase in graph.phases)
+    samples = max(1, min(GOLDEN_SAMPLES, GOLDEN_WORK // whole))
+    return samples, {phase.name: _golden_steps(graph, phase, samples) for phase in graph.phases}
+
+
+def _golden_steps(graph: Graph, phase: Phase, samples: int) -> int:
+    """At least as many as all biases need to start."""
+    least = 1 + max((bias.start for several in phase.bias.values() for bias in several), default=0)
+    return max(least, min(phase.time_steps, GOLDEN_WORK // (samples * _work(graph, phase))))
+
+
+def _work(graph: Graph, phase: Phase) -> int:
+    """What a time step of one sample takes, in products."""
+    return step_products(graph, phase) + NEURON_WORK * sum(prod(graph.population(name).shape) for name in phase.order)
+
+
+def _golden_target(graph: Graph, samples: int) -> Target:
+    work = samples * sum(_work(graph, phase) * phase.time_steps for phase in graph.phases)
+    return replace(get("sim"), device="cpu") if work > REFERENCE_WORK else get("reference")  # type: ignore[type-var]  # a target is a dataclass
+
+
+def _narrow(tensor: Array) -> Array:
+    """Whole numbers in the narrowest type that holds them."""
+    if np.issubdtype(tensor.dtype, np.signedinteger):
+        for kind in (np.int8, np.int16, np.int32):
+            if np.iinfo(kind).min <= tensor.min() and tensor.max() <= np.iinfo(kind).max:
+                return tensor.astype(kind)
+    return tensor
 
 
 def golden_record(result: Result) -> dict[str, Array]:

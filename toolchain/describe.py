@@ -1,72 +1,155 @@
-"""A graph as a table and as JSON: populations, phases, synapses, units, and what rounding did."""
+"""A graph as a table and as JSON: populations, phases, synapses, units, where neurons live, and what rounding did."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
 
-from toolchain.ir import Graph, Phase, Synapse, weight_of
+import msgspec
+
+from toolchain.errors import UsageError
+from toolchain.ir import Bias, Drive, Dynamics, Graph, Op, Phase, Shape, Synapse, tensor_names, weight_of
+from toolchain.notation import geometry, operation, operations, route, size, synapse_products
 from toolchain.versions import versions
 
 
 @dataclass(frozen=True)
+class Process:
+    """What will run as one Lava process: a population, or a synapse of one phase.
+
+    `ticks` has an entry a phase: of a population its first tick, the ticks from one of its time steps to the next, and how many steps it makes; of a
+    synapse the delay in ticks between a spike of its source and its arrival.
+    """
+
+    name: str
+    kind: str
+    shape: str
+    ticks: dict[str, dict[str, int]]
+
+
+def processes(graph: Graph) -> tuple[Process, ...]:
+    """The processes of a graph in hardware time, populations first; UsageError before `retime`, where no ticks are set."""
+    early = [phase.name for phase in graph.phases if phase.timing.mode == "step"]
+    if early:
+        raise UsageError(
+            f"the {early[0]} phase has no ticks yet: processes exist from pass retime on, so leave --after out or name a later pass"
+        )
+    used = [p for p in graph.populations if any(p.name in phase.order for phase in graph.phases)]
+    return (
+        *(
+            Process(
+                p.name, _kind(p.kind), size(p.shape), {phase.name: _turns(phase, p.name) for phase in graph.phases if p.name in phase.order}
+            )
+            for p in used
+        ),
+        *(
+            Process(f"{s.source} -> {s.target} ({phase.name})", "synapse", operations(graph, s.ops), {phase.name: {"delay": s.delay}})
+            for phase in graph.phases
+            for s in phase.synapses
+        ),
+    )
+
+
+def _turns(phase: Phase, name: str) -> dict[str, int]:
+    return {"start": phase.timing.start.get(name, 0), "period": phase.timing.period, "time_steps": phase.time_steps}
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """A graph, ready to be shown."""
+    """A graph, ready to be shown. `written` are the pictures that were drawn of it, by flag."""
 
     graph: Graph
     target: str
+    with_processes: bool = False
+    written: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """The last pass it has been through, or "lower"."""
+        return self.graph.provenance.passes[-1] if self.graph.provenance.passes else "lower"
 
     def to_json(self) -> dict[str, Any]:
+        """Everything but the tensors; docs/compiling.md lists the entries."""
         graph = self.graph
-        return {
+        found: dict[str, Any] = {
             "model": graph.provenance.model,
             "source_sha256": graph.provenance.source_sha256,
             "target": self.target,
+            "stage": self.stage,
             "numbers": graph.units.numbers,
             "passes": list(graph.provenance.passes),
             "neurons": sum(prod(p.shape) for p in graph.of_kind("couple")),
-            "parameters": sum(graph.tensors[name].size for name in graph.tensors),
-            "populations": [{"name": p.name, "kind": p.kind, "shape": list(p.shape)} for p in graph.populations],
+            "weights": _weights(graph),
+            "populations": [_population_json(graph, p.name) for p in graph.populations],
             "phases": [_phase_json(graph, phase) for phase in graph.phases],
+            "placement": None,
             "notes": list(graph.provenance.notes),
-            "rounding": {
-                name: {"exponent": r.exponent, "max_error": r.max_error, "rms_error": r.rms_error, "clipped": r.clipped}
-                for name, r in graph.provenance.rounding.items()
-            },
-            "device": "cpu",
-            "versions": versions(),
+            "rounding": {name: msgspec.structs.asdict(rounding) for name, rounding in graph.provenance.rounding.items()},
         }
+        if self.with_processes:
+            found["processes"] = [vars(process) for process in processes(graph)]
+        return {**found, "pictures": {flag: str(path) for flag, path in self.written.items()}, "device": "cpu", "versions": versions()}
 
     def to_text(self) -> str:
         graph = self.graph
+        neurons = sum(prod(p.shape) for p in graph.of_kind("couple"))
+        passes = " -> ".join(graph.provenance.passes) or "none"
+        size_text = f"{neurons:,} neurons, {_weights(graph):,} weights"
         lines = [
-            f"{graph.provenance.model} for {self.target}: {graph.units.numbers} graph, passes {' -> '.join(graph.provenance.passes) or 'none'}",
+            f"{graph.provenance.model} for {self.target}: {graph.units.numbers} graph, passes {passes}; {size_text}",
             *table(
                 ["population", "kind", "shape", "neurons"],
-                [[p.name, p.kind, "x".join(map(str, p.shape)), f"{prod(p.shape):,}"] for p in graph.populations],
+                [[p.name, _kind(p.kind) + ", events" * p.events, size(p.shape), f"{prod(p.shape):,}"] for p in graph.populations],
             ),
         ]
         for phase in graph.phases:
             lines += ["", *_phase_lines(graph, phase)]
+        if self.with_processes:
+            lines += ["", *_process_lines(graph)]
         lines += [f"note: {note}" for note in graph.provenance.notes]
         if graph.provenance.rounding:
             rows = [
-                [n, str(r.exponent), f"{r.max_error:.2g}", f"{r.rms_error:.2g}", str(r.clipped)]
+                [n, str(r.exponent), f"{r.max_error:.2g}", f"{r.rms_error:.2g}", f"{r.clipped:,}"]
                 for n, r in graph.provenance.rounding.items()
             ]
             lines += ["", "rounding, in the model's units", *table(["tensor", "exponent", "largest error", "rms error", "clipped"], rows)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"wrote {path}" for path in self.written.values())])
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Aligned columns of text: first column left, the others right."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+    """Aligned columns of text: the first `left` columns left, the others right."""
     cells = [list(head), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     return [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in cells
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in cells
     ]
+
+
+def _kind(kind: str) -> str:
+    return "relay" if kind == "linear" else kind
+
+
+def _weights(graph: Graph) -> int:
+    """How many weights the connections of all phases have, each tensor once."""
+    biases = {bias.tensor for phase in graph.phases for several in phase.bias.values() for bias in several}
+    biases |= {drive.bias for phase in graph.phases for drive in phase.drive if drive.bias is not None}
+    names = {name for phase in graph.phases for name in tensor_names(phase)} - biases
+    return sum(int(graph.tensors[name].size) for name in names)
+
+
+def _population_json(graph: Graph, name: str) -> dict[str, Any]:
+    population = graph.population(name)
+    return {
+        "name": name,
+        "kind": _kind(population.kind),
+        "shape": list(population.shape),
+        "neurons": prod(population.shape),
+        "events": population.events,
+    }
 
 
 def _phase_json(graph: Graph, phase: Phase) -> dict[str, Any]:
@@ -74,6 +157,8 @@ def _phase_json(graph: Graph, phase: Phase) -> dict[str, Any]:
         "name": phase.name,
         "time_steps": phase.time_steps,
         "timing": phase.timing.mode,
+        "period": phase.timing.period,
+        "flush": phase.timing.flush,
         "ticks": phase.ticks,
         "order": list(phase.order),
         "synapses": [
@@ -82,46 +167,111 @@ def _phase_json(graph: Graph, phase: Phase) -> dict[str, Any]:
                 "target": s.target,
                 "delay": s.delay,
                 "gate": s.gate,
-                "operations": _operations(s),
-                "weights": _weights(graph, s),
+                "operations": _operations_json(graph, s.ops, graph.population(s.source).shape, graph.population(s.target).shape),
+                "products": synapse_products(graph, s),
             }
             for s in phase.synapses
         ],
         "dynamics": {
-            name: {"members": d.members, "threshold": d.threshold, "reset": d.reset, "leak": d.leak, "scale": graph.scale(phase.name, name)}
+            name: {
+                "members": d.members,
+                "start": phase.timing.start.get(name, 0),
+                "threshold": d.threshold,
+                "reset": d.reset,
+                "leak": d.leak,
+                "scale": graph.scale(phase.name, name),
+            }
             for name, d in phase.dynamics.items()
         },
-        "drive": [{"population": d.population, "source": d.source, "exponent": d.exponent, "gain": d.gain} for d in phase.drive],
+        "bias": [{"population": name, **msgspec.structs.asdict(bias)} for name, bias in _biases(phase)],
+        "drive": [_drive_json(graph, drive) for drive in phase.drive],
     }
 
 
+def _drive_json(graph: Graph, drive: Drive) -> dict[str, Any]:
+    ops = _operations_json(graph, drive.ops, graph.of_kind("input")[0].shape, graph.population(drive.population).shape) if drive.ops else []
+    plain = msgspec.structs.asdict(drive)
+    return {**{name: plain[name] for name in ("population", "source", "bias", "gain", "shift", "exponent")}, "operations": ops}
+
+
+def _operations_json(graph: Graph, ops: Sequence[Op], source: Shape, target: Shape) -> list[dict[str, Any]]:
+    """Every operation with its own fields, how people write it, and the shape it makes."""
+    shapes = route(graph, ops, source, target)[1:]
+    found = []
+    for op, made in zip(ops, shapes, strict=True):
+        name = weight_of(op)
+        weights = {} if name is None else {"weight_shape": list(graph.tensors[name].shape)}
+        found.append({**msgspec.to_builtins(op), **weights, "text": geometry(graph, op), "makes": list(made)})
+    return found
+
+
+def _biases(phase: Phase) -> list[tuple[str, Bias]]:
+    return [(name, bias) for name, several in phase.bias.items() for bias in several]
+
+
 def _phase_lines(graph: Graph, phase: Phase) -> list[str]:
-    unit = "ticks" if phase.timing.mode != "step" else "steps"
-    lines = [f"phase {phase.name}: {phase.time_steps} time steps, {phase.timing.mode} timing, {phase.ticks} {unit}"]
-    neurons = [n for n in phase.order if n in phase.dynamics]
-    rows = [
-        [n, (d := phase.dynamics[n]).members, f"{d.threshold:,}", f"{d.reset:,}", f"{d.leak:g}", f"{graph.scale(phase.name, n):.6g}"]
-        for n in neurons
+    timed = phase.timing.mode != "step"
+    length = (
+        f"{phase.timing.mode} timing, a step every {phase.timing.period} ticks, {phase.ticks:,} ticks"
+        if timed
+        else f"{phase.ticks:,} steps"
+    )
+    lines = [f"phase {phase.name}: {phase.time_steps} time steps, {length}"]
+    rows = [_dynamics_row(graph, phase, name, phase.dynamics[name]) for name in phase.order if name in phase.dynamics]
+    lines += table(["neurons", "members", "first tick", "threshold", "reset", "leak", "units per 1.0"], rows)
+    rows = [_synapse_row(graph, synapse) for synapse in phase.synapses]
+    lines += ["", *table(["connection", "operations", "weights", "products", "delay", "gate"], rows, left=2)] if rows else []
+    rows = [_bias_row(name, bias) for name, bias in _biases(phase)]
+    lines += ["", *table(["bias of", "tensor", "exponent", "from step"], rows, left=2)] if rows else []
+    rows = [_drive_row(graph, drive) for drive in phase.drive]
+    return lines + (["", *table(["host drives", "with", "bias", "shift", "exponent", "gain"], rows, left=3)] if rows else [])
+
+
+def _dynamics_row(graph: Graph, phase: Phase, name: str, dynamics: Dynamics) -> list[str]:
+    fires = dynamics.members in ("plus", "both")
+    return [
+        name,
+        dynamics.members,
+        str(phase.timing.start.get(name, 0)),
+        f"{dynamics.threshold:,}" if fires else "-",
+        f"{dynamics.reset:,}" if fires else "-",
+        f"{dynamics.leak:g}",
+        f"{graph.scale(phase.name, name):.6g}",
     ]
-    lines += table(["neurons", "members", "threshold", "reset", "leak", "units per 1.0"], rows)
-    synapses = [
-        [f"{s.source} -> {s.target}", _operations(s), f"{_weights(graph, s):,}", str(s.delay), s.gate or "-"] for s in phase.synapses
+
+
+def _synapse_row(graph: Graph, synapse: Synapse) -> list[str]:
+    weights = sum(int(graph.tensors[name].size) for op in synapse.ops if (name := weight_of(op)) is not None)
+    return [
+        f"{synapse.source} -> {synapse.target}",
+        operations(graph, synapse.ops),
+        f"{weights:,}",
+        f"{synapse_products(graph, synapse):,}",
+        str(synapse.delay),
+        synapse.gate or "-",
     ]
-    for drive in phase.drive:
-        ops = " ".join(str(weight_of(op)) for op in drive.ops) or "error"
-        synapses.append([f"host -> {drive.population}", ops, f"exponent {drive.exponent}", "-", "-"])
-    return lines + table(["connection", "operations", "weights", "delay", "gate"], synapses)
 
 
-def _operations(synapse: Synapse) -> str:
-    names = []
-    for op in synapse.ops:
-        exponent = getattr(op, "exponent", 0)
-        weight = weight_of(op)
-        mark = "^T" if getattr(op, "transpose", False) else ""
-        names.append(type(op).__name__ if weight is None else f"{weight}{mark}" + (f" << {exponent}" if exponent else ""))
-    return ", ".join(names)
+def _bias_row(name: str, bias: Bias) -> list[str]:
+    return [name, bias.tensor, str(bias.exponent), str(bias.start)]
 
 
-def _weights(graph: Graph, synapse: Synapse) -> int:
-    return sum(int(graph.tensors[name].size) for op in synapse.ops if (name := weight_of(op)) is not None)
+def _drive_row(graph: Graph, drive: Drive) -> list[str]:
+    what = ", ".join(operation(graph, op) for op in drive.ops) or f"the {drive.source}"
+    return [drive.population, what, drive.bias or "-", str(drive.shift), str(drive.exponent), f"{drive.gain:g}"]
+
+
+def _process_lines(graph: Graph) -> list[str]:
+    found = processes(graph)
+    phases = [phase.name for phase in graph.phases]
+    rows = [[p.name, p.kind, p.shape, *(_turn_text(p.ticks.get(phase)) for phase in phases)] for p in found]
+    lines = [f"{len(found)} processes, one a population and one a synapse: a population makes a step at tick start + k * period"]
+    return lines + table(["process", "kind", "shape or operations", *phases], rows, left=3 + len(phases))
+
+
+def _turn_text(ticks: dict[str, int] | None) -> str:
+    if ticks is None:
+        return "-"
+    if "delay" in ticks:
+        return f"delay {ticks['delay']}"
+    return f"start {ticks['start']}, period {ticks['period']}, {ticks['time_steps']} steps"

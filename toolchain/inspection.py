@@ -1,17 +1,85 @@
-"""Show the graph of a model at any stage of its pipeline."""
+"""Show the graph of a model at any stage of its pipeline: as a table, as JSON, as pictures."""
 
 from __future__ import annotations
 
-from toolchain.compiler import graph_for, lowered
+import os
+from pathlib import Path
+
+import msgspec
+
+from toolchain.artifact import Artifact
+from toolchain.compiler import FIRST_STAGE, compiled_as, lowered, uncompiled, until
 from toolchain.describe import Inspection
-from toolchain.source import Model, find
+from toolchain.describe import processes as processes_of
+from toolchain.drawing import draw
+from toolchain.errors import UsageError, unknown
+from toolchain.files import replace_file
+from toolchain.ir import Graph
+from toolchain.passes import Pipeline
+from toolchain.source import Model
 from toolchain.target import get
 
+TARGET = "lava-sim"
+"""Whose passes are shown of a model that is not compiled yet."""
 
-def inspect(model: Model, *, after: str | None = None) -> Inspection:
-    """The compiled graph of `model` (of a .fsnn file the one it holds), or the graph after pass `after` of the default pipeline."""
-    source = find(model)
-    chosen = get("lava-sim")
-    if after is None:
-        return Inspection(graph_for(source, chosen), chosen.name)
-    return Inspection(chosen.pipeline.until(after)(lowered(source)), chosen.name)
+
+def inspect(
+    model: Model,
+    *,
+    after: str | None = None,
+    processes: bool = False,
+    svg: str | os.PathLike[str] | None = None,
+    chip_svg: str | os.PathLike[str] | None = None,
+) -> Inspection:
+    """The compiled graph of `model` (of a .fsnn file the one it holds), or the graph after pass `after` of its pipeline ("lower": before any).
+
+    `processes` adds what will run as Lava processes, `svg` writes a picture of the graph there, `chip_svg` one of its cores. A network of the
+    catalogue without trained weights is shown with random ones. Raises UsageError for an unknown pass, or a stage that a .fsnn file does not hold;
+    DesignRuleError where the graph does not fit the chip.
+    """
+    source, notes = uncompiled(model)
+    if source.artifact is not None:
+        target, graph = source.artifact.target, _stage_of(source.artifact, source.name, after)
+    else:
+        pipeline = get(TARGET).pipeline if after is None else until(get(TARGET).pipeline, after)
+        target, graph = TARGET, pipeline(lowered(source, notes=notes))
+    if processes:
+        processes_of(graph)  # refused before any picture is written
+    return Inspection(graph, target, processes, _pictures(graph, svg, chip_svg))
+
+
+def _stage_of(compiled: Artifact, name: str, after: str | None) -> Graph:
+    """The graph of an artefact as pass `after` left it: kept as it is, or made again of the float graph; what rounding did is not made again."""
+    graph, passes = compiled.graph, compiled.graph.provenance.passes
+    if after is None or after == passes[-1]:
+        return graph
+    if after != FIRST_STAGE and after not in passes:
+        raise unknown("pass", after, [FIRST_STAGE, *passes])
+    behind = passes[passes.index(after) + 1 :] if after in passes else passes
+    if behind == ("partition",):
+        provenance = msgspec.structs.replace(graph.provenance, passes=passes[:-1])
+        return msgspec.structs.replace(graph, placement=None, provenance=provenance)
+    float_graph = compiled.float_graph
+    done = () if float_graph is None else float_graph.provenance.passes
+    if float_graph is None or after == FIRST_STAGE or passes.index(after) < len(done) - 1 or "quantize" not in behind:
+        raise UsageError(f"'{name}.fsnn' does not hold the graph after '{after}': inspect the model that it was compiled from")
+    rest = passes[len(done) : passes.index(after) + 1]
+    pipeline = compiled_as(Pipeline(tuple(p for p in get(compiled.target).pipeline.passes if p.name in rest)), graph)
+    return pipeline(float_graph)
+
+
+def _pictures(graph: Graph, svg: str | os.PathLike[str] | None, chip_svg: str | os.PathLike[str] | None) -> dict[str, Path]:
+    """Draw what was asked for; by flag where it was written."""
+    asked = {flag: _svg_path(place) for flag, place in (("svg", svg), ("chip_svg", chip_svg)) if place is not None}
+    if "chip_svg" in asked and graph.placement is None:
+        raise UsageError("this graph is on no cores yet: --chip-svg draws it from pass partition on, so leave --after out")
+    for path in asked.values():
+        replace_file(path, draw(graph))
+    return asked
+
+
+def _svg_path(place: str | os.PathLike[str]) -> Path:
+    path = Path(place)
+    if path.suffix != ".svg":
+        raise UsageError(f"the picture '{path}' needs the ending .svg: that is the format it is written in")
+    return path

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from toolchain import codec, data
-from toolchain.compiler import golden_record, graph_for
+from toolchain.artifact import Artifact
+from toolchain.compiler import golden_record, graph_for, in_steps
 from toolchain.deploy import Options, available, device_of, started
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph
@@ -251,6 +253,7 @@ def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verific
     if source.artifact is None:
         raise UsageError(f"'{source.name}' is a model, and golden vectors are in artefacts: compile it to a .fsnn file and replay that")
     golden, tensors = source.artifact.golden, source.artifact.golden_tensors
+    source = _in_golden_steps(source, source.artifact)
     pairs, activity = [], dict.fromkeys(golden.phases, 0)
     for target in chosen:
         pair = Pair("golden", target.name)
@@ -264,6 +267,13 @@ def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verific
     return Verification(
         source.name, "golden vectors", samples, graph.phase("forward").timing.mode, tuple(pairs), activity, _devices(chosen), versions()
     )
+
+
+def _in_golden_steps(source: Source, compiled: Artifact) -> Source:
+    """The artefact in as many time steps as its golden vectors were run for."""
+    steps = compiled.golden.time_steps
+    float_graph = None if compiled.float_graph is None else in_steps(compiled.float_graph, steps)
+    return replace(source, artifact=msgspec.structs.replace(compiled, graph=in_steps(compiled.graph, steps), float_graph=float_graph))
 
 
 def _golden_difference(graph: Graph, pair: Pair, result: Result, tensors: dict[str, Array]) -> Pair:

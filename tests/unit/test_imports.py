@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RANKS = [
     {"errors"},
     {"ir", "native", "network", "files", "versions"},
+    {"notation"},
     {"fixed", "limits", "metrics", "progress", "processes", "devices", "config", "data", "augment"},
-    {"artifact", "passes", "describe"},
+    {"artifact", "passes", "describe", "drawing"},
     {"target"},
     {"codec"},
     {"targets"},

@@ -1,0 +1,103 @@
+"""Operations as people write them (`conv 3x3/2 p1`), and how many products they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from toolchain.ir import (
+    AvgPool2d,
+    Conv2d,
+    ConvTranspose2d,
+    Dense,
+    Graph,
+    Identity,
+    Op,
+    Phase,
+    Scale,
+    Shape,
+    Synapse,
+    Upsample,
+    entry_shape,
+    shapes_along,
+    weight_of,
+)
+
+
+def size(shape: Sequence[int]) -> str:
+    """A shape as in `64x8x8`."""
+    return "x".join(map(str, shape))
+
+
+def geometry(graph: Graph, op: Op) -> str:
+    """What an operation does, without its weights: kernel, then `/stride`, `p`adding, `op` output padding, `d`ilation and `g`roups where they are not
+    the usual ones; `^T` marks the adjoint."""
+    mark = "^T" if getattr(op, "transpose", False) else ""
+    if isinstance(op, (Conv2d, ConvTranspose2d)):
+        kernel = graph.tensors[op.weight].shape[2:]
+        extra = [_pair(" p", op.padding, 0)]
+        extra += [_pair(" op", op.output_padding, 0)] if isinstance(op, ConvTranspose2d) else []
+        extra += [_pair(" d", op.dilation, 1), f" g{op.groups}" if op.groups > 1 else ""]
+        word = "conv" if isinstance(op, Conv2d) else "deconv"
+        return f"{word}{mark} {size(kernel)}{_pair('/', op.stride, 1)}{''.join(extra)}"
+    if isinstance(op, AvgPool2d):
+        stride = "" if op.stride == op.kernel else _pair("/", op.stride, 1) or "/1"
+        return f"pool{mark} {size(op.kernel)}{stride}{_pair(' p', op.padding, 0)}"
+    if isinstance(op, Upsample):
+        return f"up{mark} x{op.factor}"
+    if isinstance(op, Scale):
+        return " ".join(["scale"] * (op.weight is not None) + [f"times {op.factor:g}"] * (op.factor != 1 or op.weight is None))
+    return f"dense{mark}" if isinstance(op, Dense) else "as it is"
+
+
+def _pair(mark: str, pair: tuple[int, int], usual: int) -> str:
+    """Both numbers, one where they are equal, nothing where they are the usual ones."""
+    if pair == (usual, usual):
+        return ""
+    return f"{mark}{pair[0]}" if pair[0] == pair[1] else f"{mark}{size(pair)}"
+
+
+def operation(graph: Graph, op: Op) -> str:
+    """An operation with the tensor it reads and, in integer graphs, the shift behind it: `conv 3x3/2 p1 hidden.0.weight << 3`."""
+    exponent = getattr(op, "exponent", 0)
+    return " ".join([geometry(graph, op), *([str(weight_of(op))] if weight_of(op) else []), *([f"<< {exponent}"] if exponent else [])])
+
+
+def operations(graph: Graph, ops: Sequence[Op]) -> str:
+    """Operations in the order in which they are applied."""
+    return ", ".join(operation(graph, op) for op in ops) or "as it is"
+
+
+def route(graph: Graph, ops: Sequence[Op], source: Shape, target: Shape) -> tuple[Shape, ...]:
+    """The shapes along a connection, from the one its first operation takes to the one its last makes."""
+    return (entry_shape(ops, source, target, graph.tensors), *shapes_along(ops, source, target, graph.tensors))
+
+
+def products(graph: Graph, ops: Sequence[Op], source: Shape, target: Shape) -> int:
+    """How many products (and sums) a connection takes when every neuron of its source fires, zeros of the padding counted."""
+    shapes = route(graph, ops, source, target)
+    return sum(_products(graph, op, into, made) for op, into, made in zip(ops, shapes, shapes[1:], strict=False))
+
+
+def _products(graph: Graph, op: Op, into: Shape, made: Shape) -> int:
+    if isinstance(op, Identity):
+        return 0
+    if isinstance(op, Scale):
+        return prod(made)
+    if isinstance(op, Upsample):
+        return max(prod(made), prod(into))
+    if isinstance(op, Dense):
+        return int(graph.tensors[op.weight].size)
+    gathers = op.transpose if isinstance(op, ConvTranspose2d) else not op.transpose
+    windows = made if gathers else into  # a window for each neuron on the side that has one value a window
+    return prod(op.kernel) * prod(windows) if isinstance(op, AvgPool2d) else int(graph.tensors[op.weight].size) * prod(windows[1:])
+
+
+def synapse_products(graph: Graph, synapse: Synapse) -> int:
+    """`products` of a synapse."""
+    return products(graph, synapse.ops, graph.population(synapse.source).shape, graph.population(synapse.target).shape)
+
+
+def step_products(graph: Graph, phase: Phase) -> int:
+    """`products` of all synapses of a phase: the most that one of its time steps can take."""
+    return sum(synapse_products(graph, synapse) for synapse in phase.synapses)
