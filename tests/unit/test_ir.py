@@ -130,7 +130,7 @@ CASES = {
         "scales by a float in an integer graph: fold it into the weights",
     ),
     "two drives of one population": (lambda g: with_phase(g, drive=g.phase("forward").drive * 2), "drives a population twice"),
-    "late bias": (lambda g: with_bias(g, start=99), "bias of population 'couple0' starts at step 99, outside the 9 steps"),
+    "late bias": (lambda g: with_bias(g, start=-1), "bias of population 'couple0' starts at step -1: give it a step from 0"),
     "input in the feedback phase": (
         lambda g: change(g, phases=(g.phases[0], change(g.phases[1], order=("input", *g.phases[1].order)))),
         "inputs belong to the forward phase",

@@ -98,8 +98,8 @@ def _verify_phase(graph: Graph, phase: Phase) -> None:
             f"bias '{bias.tensor}' of population '{name}' has shape {graph.tensors[bias.tensor].shape}, not {shapes[name]}: make it the full shape",
         )
         _require(
-            0 <= bias.start < phase.time_steps,
-            f"bias of population '{name}' starts at step {bias.start}, outside the {phase.time_steps} steps of {where}",
+            0 <= bias.start <= LARGEST_STEPS,  # one that starts after the last step never acts: phases can be shortened
+            f"bias of population '{name}' starts at step {bias.start}: give it a step from 0 to {LARGEST_STEPS:,}",
         )
     driven = [drive.population for drive in phase.drive]
     _require(len(set(driven)) == len(driven), f"{where} drives a population twice: join the currents")
