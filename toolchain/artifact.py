@@ -89,6 +89,7 @@ def write(artifact: Artifact, path: str | os.PathLike[str]) -> None:
         float_graph=None if artifact.float_graph is None else _header(artifact.float_graph),
         golden=artifact.golden,
     )
+    header = msgspec.json.decode(_json(header), type=_Header)  # as it will be read: a 1 where a float belongs becomes 1.0
     signed = msgspec.structs.replace(header, digest=_digest(header, tensors))
     data = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {"fsnn": _json(signed).decode()})
     replace_file(Path(path), data)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import toolchain
-from toolchain import drawing, ir, models
+from toolchain import artifact, drawing, ir, models
 from toolchain.compiler import Compiled, golden_vectors, in_steps, lowered, uncompiled
 from toolchain.describe import Inspection, processes
 from toolchain.drawing import BOX_HEIGHT, BOX_WIDTH, LETTER, LINE, Box, Label, Panel, layout
@@ -247,6 +247,16 @@ def test_large_networks_run_fewer_golden_steps_and_replay_them(tmp_path, monkeyp
     golden, tensors = golden_vectors(short.graph)
     assert golden == short.artifact.golden
     assert all(np.array_equal(tensors[name], kept) for name, kept in short.artifact.golden_tensors.items())
+
+
+def test_a_whole_number_in_place_of_a_float_reads_back(tmp_path):
+    made = compiled().artifact
+    (readout,) = made.graph.of_kind("readout")
+    forward = made.graph.phase("forward")
+    whole = {**forward.dynamics, readout.name: ir.Dynamics(leak=1)}
+    graph = msgspec.structs.replace(made.graph, phases=(msgspec.structs.replace(forward, dynamics=whole), made.graph.phase("feedback")))
+    artifact.write(msgspec.structs.replace(made, graph=graph), tmp_path / "whole.fsnn")
+    assert artifact.read(tmp_path / "whole.fsnn").graph.phases == made.graph.phases
 
 
 def test_golden_events_have_a_frame_for_each_step():
