@@ -69,11 +69,6 @@ class LavaSim:
     def check(self, graph: Graph) -> list[str]:
         """Every rule of this target that the graph breaks, a sentence each."""
         problems = self._option_problems(graph)
-        for population in graph.populations:
-            if population.kind == "linear":
-                problems.append(
-                    f"population '{population.name}' is a linear relay, which lava-sim has no process for: fold it into its neighbours"
-                )
         built = [graph.phase(name) for name in self.phases_of(graph) if graph.has_phase(name)]
         problems += [problem for phase in built for problem in self._phase_problems(graph, phase)]
         apart = _unreached(built)
@@ -121,8 +116,6 @@ class LavaSim:
         return problems
 
     def _synapse_problems(self, graph: Graph, phase: Phase, synapse: Synapse) -> list[str]:
-        from toolchain.targets.lava_sim.compile import dense_of, oriented
-
         where = f"synapse '{synapse.source}' -> '{synapse.target}' in phase '{phase.name}'"
         problems = []
         if synapse.delay < 1:
@@ -131,27 +124,42 @@ class LavaSim:
             problems.append(f"{where} is gated by '{synapse.gate}': a Lava process can only gate its own spikes, in the feedback phase")
         if phase.name == "feedback" and graph.population(synapse.source).kind == "input":
             problems.append(f"{where} leaves the input population, which emits in the forward phase only: remove it")
-        try:
-            op = dense_of(synapse)
-        except GraphError as error:
-            return [*problems, str(error)]
-        if not graph.integer:
-            return problems
-        if not 0 <= op.exponent <= WEIGHT_EXPONENT_MAX:
-            problems.append(f"{where} has weight exponent {op.exponent}: it must lie in 0..{WEIGHT_EXPONENT_MAX}")
-        bound, delivered = largest_product(graph, synapse)
-        if delivered >= EXACT_FLOAT64:
-            problems.append(f"{where} can reach sums of {delivered}, beyond exact arithmetic: use fewer weight bits")
+        if graph.integer:
+            exponents = [op.exponent for op in synapse.ops if hasattr(op, "exponent")]
+            problems += [
+                f"{where} has weight exponent {exponent}: it must lie in 0..{WEIGHT_EXPONENT_MAX}"
+                for exponent in exponents
+                if not 0 <= exponent <= WEIGHT_EXPONENT_MAX
+            ]
+            bound, delivered = largest_product(graph, synapse)
+            if max(bound, delivered) >= EXACT_FLOAT64:
+                problems.append(f"{where} can reach sums of {max(bound, delivered)}, beyond exact arithmetic: use fewer weight bits")
         if self.synapses == "stock":
-            low, high = weight_range(STOCK_WEIGHT_BITS)
-            weights = oriented(graph, op)
-            if weights.size and (weights.min() < low or weights.max() > high):
-                problems.append(
-                    f"{where} has weights outside {low}..{high}, which Lava's stock synapses clip: quantize to 8 bits, or use synapses own"
-                )
-            if max(2 * bound, delivered) >= STOCK_SUM:
-                problems.append(f"{where} can reach sums beyond the 32 bits of Lava's stock synapses: use synapses own")
+            problems += _stock_problems(graph, synapse, where)
         return problems
+
+
+def _stock_problems(graph: Graph, synapse: Synapse, where: str) -> list[str]:
+    """What Lava's own connections cannot carry."""
+    from toolchain.targets.lava_sim.compile import dense_of, oriented
+
+    try:
+        op = dense_of(synapse)
+    except GraphError as error:
+        return [str(error)]
+    if not graph.integer:
+        return []
+    problems = []
+    low, high = weight_range(STOCK_WEIGHT_BITS)
+    weights = oriented(graph, op)
+    if weights.size and (weights.min() < low or weights.max() > high):
+        problems.append(
+            f"{where} has weights outside {low}..{high}, which Lava's stock synapses clip: quantize to 8 bits, or use synapses own"
+        )
+    bound, delivered = largest_product(graph, synapse)
+    if max(2 * bound, delivered) >= STOCK_SUM:
+        problems.append(f"{where} can reach sums beyond the 32 bits of Lava's stock synapses: use synapses own")
+    return problems
 
 
 def _unreached(phases: list[Phase]) -> str | None:

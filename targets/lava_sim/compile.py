@@ -7,13 +7,12 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from toolchain import codec
 from toolchain.errors import GraphError, UsageError
-from toolchain.fixed import EXACT_FLOAT32, largest_product
 from toolchain.ir import Array, Dense, Graph, Phase, Population, Synapse
 from toolchain.target import History, Latch, Result, join
+from toolchain.targets.lava_sim.composition import Composition
 from toolchain.targets.lava_sim.plan import PHASES, Board, Part, Record, Role, shared
 from toolchain.targets.lava_sim.runtime import Network, quiet
 
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
 
 AUTO_BATCH = 128
 """Copies of the network side by side where nobody says how many: more gain little and fill the caches."""
+
+AT_ONCE = 2**22
+"""Neurons of all those copies together: each takes about 100 bytes in its processes. Larger networks get fewer copies."""
 
 SLOT_BYTES = 2**27
 """Shared memory for what one run of several batches records; longer calls take several runs."""
@@ -37,7 +39,8 @@ class Run:
     def __init__(self, graph: Graph, target: LavaSim) -> None:
         self.graph = graph
         self._stock = target.synapses == "stock"
-        self._batch = target.batch or (1 if self._stock else AUTO_BATCH)
+        neurons = sum(prod(population.shape) for population in graph.populations)
+        self._batch = target.batch or (1 if self._stock else max(1, min(AUTO_BATCH, AT_ONCE // neurons)))
         self._trace = target.trace
         self._phases = {name: graph.phase(name) for name in target.phases_of(graph)}
         self._ticks = {name: phase.ticks + idle_ticks(phase) for name, phase in self._phases.items()}
@@ -103,6 +106,12 @@ class Run:
     def _write(self, role: Role, values: Array, batches: int) -> None:
         """Fill the slots of a run; the rest of a ragged last batch is zero and never read."""
         assert role.drive is not None
+        if role.events:
+            for slot in range(batches):
+                frames = values[slot * self._batch : (slot + 1) * self._batch]
+                frames = frames.reshape(len(frames), -1, role.phase.time_steps).transpose(2, 0, 1)
+                role.drive[slot, :, : frames.shape[1]], role.drive[slot, :, frames.shape[1] :] = frames, 0
+            return
         rows = role.drive.reshape(-1, role.drive.shape[-1])
         rows[: len(values)] = values.reshape(len(values), -1)
         rows[len(values) : batches * self._batch] = 0
@@ -146,18 +155,17 @@ class Run:
         name, neurons, wide = population.name, prod(population.shape), self._wide
         emits = population.kind == "input"
         driven = emits or any(drive.population == name for drive in phase.drive)
-        bias = phase.bias[name][0] if population.kind != "readout" and phase.bias.get(name) else None
-        current = None if bias is None else self.graph.tensors[bias.tensor].astype(wide).reshape(1, neurons)
-        if bias is not None and current is not None and self.graph.integer:
-            current = np.left_shift(current, bias.exponent)
+        frames = (phase.time_steps,) if population.events else ()
+        graded = population.kind == "linear"
+        bias = codec.bias_currents(self.graph, phase).get(name, [])
         return Role(
             phase,
             name,
             phase.dynamics.get(name),
-            current,
-            0 if bias is None else bias.start,
-            shared((self._slots, self._batch, neurons), wide) if driven else None,
-            None if emits else Record.of(self._slots, self._batch, neurons, wide, phase.time_steps if self._trace else 0),
+            tuple((start, current.reshape(1, neurons)) for start, current in bias),
+            shared((self._slots, *frames, self._batch, neurons), wide) if driven else None,
+            None if emits else Record.of(self._slots, self._batch, neurons, wide, phase.time_steps if self._trace else 0, graded),
+            events=population.events,
             gated=any(synapse.gate is not None for synapse in phase.synapses if synapse.source == name),
         )
 
@@ -169,15 +177,17 @@ class Run:
         batch_bytes = 0
         for phase in self._phases.values():
             for name in phase.order:
-                neurons = self._batch * prod(self.graph.population(name).shape)
-                batch_bytes += neurons * (36 + (9 * phase.time_steps if self._trace else 0))
+                population = self.graph.population(name)
+                graded = 8 if population.kind == "linear" else 1
+                a_neuron = 40 + ((graded + 8) * phase.time_steps if self._trace else 0) + (8 * phase.time_steps if population.events else 0)
+                batch_bytes += self._batch * prod(population.shape) * a_neuron
         return max(1, min(MAX_SLOTS, SLOT_BYTES // batch_bytes))
 
     def _processes(self, used: list[Population]) -> list[AbstractProcess]:
         """Lava's processes, connected: forward-phase synapses leave a population by `s_out`, feedback-phase ones by `b_out`."""
-        from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout
+        from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout, Relay
 
-        kinds = {"couple": Couple, "readout": Readout, "input": Input}
+        kinds = {"couple": Couple, "linear": Relay, "readout": Readout, "input": Input}
         populations: dict[str, Any] = {
             p.name: kinds[p.kind](part=self._parts[p.name], port_shape=self._port_shape(p), name=p.name) for p in used
         }
@@ -198,12 +208,8 @@ class Run:
     def _own_synapse(self, phase: Phase, synapse: Synapse) -> AbstractProcess:
         from toolchain.targets.lava_sim.processes.synapse import Synapse as SynapseProcess
 
-        op = dense_of(synapse)
-        weights = oriented(self.graph, op)
-        kind = exact_type(self.graph, synapse)
-        final = np.ldexp(weights.astype(kind), op.exponent) if self.graph.integer else weights.astype(kind)
-        final = np.ascontiguousarray(final.T, dtype=kind)
-        return SynapseProcess(weights=final, batch=self._batch, delay=synapse.delay, name=_name(phase, synapse))
+        composition = Composition(self.graph, synapse)
+        return SynapseProcess(composition=composition, batch=self._batch, delay=synapse.delay, name=_name(phase, synapse))
 
     def _stock_synapse(self, phase: Phase, synapse: Synapse) -> AbstractProcess:
         """Lava's own connection.
@@ -229,11 +235,11 @@ class Run:
 
 
 def dense_of(synapse: Synapse) -> Dense:
-    """The one operation a synapse process carries; GraphError where it is not one dense connection."""
+    """The one operation that a stock synapse carries; GraphError where it is not one dense connection."""
     ops = [op for op in synapse.ops if isinstance(op, Dense)]
     if len(ops) != 1 or any(type(op).__name__ not in ("Dense", "Identity") for op in synapse.ops):
         raise GraphError(
-            f"synapse '{synapse.source}' -> '{synapse.target}' is not one dense connection: lava-sim carries fully connected networks"
+            f"synapse '{synapse.source}' -> '{synapse.target}' is not one dense connection, and Lava's stock synapses are here: use synapses own"
         )
     return ops[0]
 
@@ -241,14 +247,6 @@ def dense_of(synapse: Synapse) -> Dense:
 def oriented(graph: Graph, op: Dense) -> Array:
     """The weights as (outputs, inputs) of this synapse."""
     return graph.tensors[op.weight].T if op.transpose else graph.tensors[op.weight]
-
-
-def exact_type(graph: Graph, synapse: Synapse) -> npt.DTypeLike:
-    """The float type whose matrix product is exact whatever its order: every partial sum is a whole number below 2^24 or 2^53.
-
-    The exponent multiplies weights by a power of two, which rounds nothing. Float graphs take float64.
-    """
-    return np.float32 if graph.integer and largest_product(graph, synapse)[0] < EXACT_FLOAT32 else np.float64
 
 
 def idle_ticks(phase: Phase) -> int:

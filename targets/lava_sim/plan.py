@@ -46,43 +46,47 @@ class Board:
 class Record:
     """Shared memory for what a population did: slots (batches of a run) first, then the batch, then neurons."""
 
-    counts: npt.NDArray[np.int32]
+    counts: Array
     activity: npt.NDArray[np.int32]
     traces: npt.NDArray[np.float64]
     potentials: Array
     saturations: npt.NDArray[np.int32]
-    spikes: npt.NDArray[np.int8] | None
+    spikes: Array | None
     """(slots, time_steps, batch, neurons), where the target traces"""
     history: Array | None
 
     @classmethod
-    def of(cls, slots: int, batch: int, neurons: int, wide: npt.DTypeLike, steps: int) -> Record:
-        """`steps` is 0 where nothing is traced."""
+    def of(cls, slots: int, batch: int, neurons: int, wide: npt.DTypeLike, steps: int, graded: bool) -> Record:
+        """`steps` is 0 where nothing is traced; what a relay emits is `graded`."""
         shape = (slots, batch, neurons)
         every = (slots, steps, batch, neurons)
         return cls(
-            shared(shape, np.int32),
+            shared(shape, wide if graded else np.int32),
             shared(shape, np.int32),
             shared(shape, np.float64),
             shared(shape, wide),
             shared(shape, np.int32),
-            shared(every, np.int8) if steps else None,
+            shared(every, wide if graded else np.int8) if steps else None,
             shared(every, wide) if steps else None,
         )
 
 
 @dataclass(frozen=True)
 class Role:
-    """One population's part in one phase. `drive` is shared memory (slots, batch, neurons): an injected current, or what an input population emits."""
+    """One population's part in one phase.
+
+    bias     currents (1, neurons), each with the step it starts at
+    drive    shared memory (slots, batch, neurons): an injected current, or what an input population emits, of `events` (slots, time_steps, batch, neurons)
+    """
 
     phase: Phase
     name: str
     dynamics: Dynamics | None
-    bias: Array | None
-    bias_start: int
+    bias: tuple[tuple[int, Array], ...]
     drive: Array | None
     record: Record | None
     gated: bool
+    events: bool
 
     def step_at(self, tick: int) -> int | None:
         return self.phase.step_at(self.name, tick)

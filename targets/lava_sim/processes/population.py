@@ -28,6 +28,19 @@ class Couple(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
         self.b_out = OutPort(shape=port_shape)
 
 
+class Relay(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
+    """A linear relay, which passes on what arrives as graded spikes (Loihi 2): on its own ticks it emits clamp(a[t] + bias + drive).
+
+    Ports are those of `Couple`; nothing gates a relay.
+    """
+
+    def __init__(self, *, part: Part, port_shape: tuple[int, ...], name: str) -> None:
+        super().__init__(part=part, port_shape=port_shape, name=name)
+        self.a_in = InPort(shape=port_shape)
+        self.s_out = OutPort(shape=port_shape)
+        self.b_out = OutPort(shape=port_shape)
+
+
 class Readout(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
     """A population that never fires: on its own ticks u <- clamp(leak(u) + a[t])."""
 
@@ -37,7 +50,7 @@ class Readout(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
 
 
 class Input(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
-    """The input as graded spikes: on its own ticks of the forward phase it emits the sample's values, on all others zeros."""
+    """The input as graded spikes: on its own ticks of the forward phase it emits the sample's values (of events those of the step), on all others zeros."""
 
     def __init__(self, *, part: Part, port_shape: tuple[int, ...], name: str) -> None:
         super().__init__(part=part, port_shape=port_shape, name=name)

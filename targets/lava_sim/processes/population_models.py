@@ -15,7 +15,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from toolchain import fixed
 from toolchain.ir import Array
 from toolchain.targets.lava_sim.plan import PHASES, Part, Record, Role
-from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout
+from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout, Relay
 
 FORWARD = PHASES.index("forward")
 
@@ -107,11 +107,12 @@ class _Integrating(_PopulationModel):
 
     def _step(self, role: Role, record: Record, step: int) -> None:
         assert role.dynamics is not None
-        current = self.waiting if role.drive is None else self.waiting + role.drive[self.slot]
-        if role.bias is not None and step >= role.bias_start:
-            current = current + role.bias
+        arrived, self.waiting = self.waiting, np.zeros_like(self.waiting)  # a relay keeps what arrived as what it emits
+        current = arrived if role.drive is None else arrived + role.drive[self.slot]
+        for start, bias in role.bias:
+            if step >= start:
+                current = current + bias
         after = fixed.step(self.potential, current, role.dynamics, integer=self.part.integer)
-        self.waiting[...] = 0
         self.potential = after.potential
         if self.part.integer:
             record.saturations[self.slot] += after.saturated
@@ -125,8 +126,8 @@ class _Integrating(_PopulationModel):
         """Only what cannot be told at the end: without leak the trace is the count, and a binary neuron's activity is its count."""
         assert role.dynamics is not None
         record.counts[self.slot] += spikes
-        if role.dynamics.members == "both":
-            record.activity[self.slot] += np.abs(spikes)
+        if role.dynamics.members != "plus":
+            record.activity[self.slot] += spikes != 0
         if role.dynamics.leak != 1:
             record.traces[self.slot] = record.traces[self.slot] * role.dynamics.leak + spikes
         gated = spikes if self.mask is None else spikes * self.mask
@@ -149,7 +150,7 @@ class _Integrating(_PopulationModel):
         pass
 
 
-class _CoupleModel(_Integrating):
+class _SendingModel(_Integrating):
     def _emit(self) -> None:
         forward = self.current == FORWARD
         self.s_out.send(self.spikes if forward else self.silence)
@@ -162,16 +163,18 @@ class _InputModel(_PopulationModel):
         self.silence = np.zeros(self.port_shape)
 
     def _advance(self) -> None:
-        if self.role is None or self.role.drive is None or self.role.step_at(self.tick) is None:
+        step = None if self.role is None else self.role.step_at(self.tick)
+        if self.role is None or self.role.drive is None or step is None:
             self.s_out.send(self.silence)
-        else:
-            self.s_out.send(self.role.drive[self.slot].reshape(self.port_shape))
+            return
+        sample = self.role.drive[self.slot]
+        self.s_out.send((sample[step] if self.role.events else sample).reshape(self.port_shape))
 
 
 @implements(proc=Couple, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class CoupleFixed(_CoupleModel):
+class CoupleFixed(_SendingModel):
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int64, precision=24)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8, precision=2)
     b_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8, precision=2)
@@ -180,10 +183,28 @@ class CoupleFixed(_CoupleModel):
 @implements(proc=Couple, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class CoupleFloat(_CoupleModel):
+class CoupleFloat(_SendingModel):
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
     b_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int8)
+
+
+@implements(proc=Relay, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class RelayFixed(_SendingModel):
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int64, precision=24)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    b_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+
+
+@implements(proc=Relay, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class RelayFloat(_SendingModel):
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+    b_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
 
 
 @implements(proc=Readout, protocol=LoihiProtocol)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
 
-from toolchain.ir import Array
+from toolchain.targets.lava_sim.composition import Composition
 
 
 class Synapse(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
-    """A dense connection for `batch` copies of the network: a_out[t] = s_in[t - delay] @ weights, with delay at least 1.
+    """A connection for `batch` copies of the network: a_out[t] = W s_in[t - delay], with delay at least 1; W is a composition of linear operations.
 
-    `weights` (inputs, outputs) are final: exponents are multiplied in, and the type is one in which every sum is exact
-    (`compile.exact_type`). Like Lava's own connections it sends before it receives, so that loops cannot wait for themselves.
+    Like Lava's own connections it sends before it receives, so that loops cannot wait for themselves.
     """
 
-    def __init__(self, *, weights: Array, batch: int, delay: int, name: str) -> None:
-        super().__init__(weights=weights, batch=batch, delay=delay, name=name)
-        self.s_in = InPort(shape=(batch, weights.shape[0]))
-        self.a_out = OutPort(shape=(batch, weights.shape[1]))
+    def __init__(self, *, composition: Composition, batch: int, delay: int, name: str) -> None:
+        super().__init__(composition=composition, batch=batch, delay=delay, name=name)
+        self.s_in = InPort(shape=(batch, composition.inputs))
+        self.a_out = OutPort(shape=(batch, composition.outputs))

@@ -14,6 +14,7 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 from toolchain.ir import Array
+from toolchain.targets.lava_sim.composition import Composition
 from toolchain.targets.lava_sim.processes.synapse import Synapse
 
 
@@ -22,14 +23,14 @@ class _SynapseModel(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries 
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        self.weights: Array = proc_params["weights"]
-        self.silence = np.zeros((proc_params["batch"], self.weights.shape[1]), self.weights.dtype)
+        self.composition: Composition = proc_params["composition"]
+        self.silence = np.zeros((proc_params["batch"], self.composition.outputs), self.composition.dtype)
         self.flight: deque[Array] = deque([self.silence] * proc_params["delay"])
 
     def run_spk(self) -> None:
         self.a_out.send(self.flight.popleft())
         spikes = self.s_in.csp_ports[0].recv()
-        self.flight.append(spikes.astype(self.weights.dtype) @ self.weights if spikes.any() else self.silence)
+        self.flight.append(self.composition(spikes) if spikes.any() else self.silence)
 
 
 @implements(proc=Synapse, protocol=LoihiProtocol)
