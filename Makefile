@@ -7,10 +7,10 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types bench bench-spide bench-scale bench-saf bench-gradient
+.PHONY: help demo test test-core lint types bench bench-spide bench-scale bench-saf bench-gradient bench-quantization
 
 help:  ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
 
 demo: $(VENV)/ready  ## set up, then run mnist-fc on PyTorch, the simulator and Lava, and write out/report
 	$(VENV)/bin/toolchain compare mnist-fc --targets torch,sim,lava-sim --fallback sim --report out/report
@@ -43,6 +43,9 @@ bench-gradient: $(VENV)/ready  ## the gradient of integer graphs beside float SP
 
 bench-saf: $(VENV)/ready  ## forward multiply-adds, time and memory of SAF-E and SAF-F beside OTTT_O
 	$(VENV)/bin/python benchmarks/saf.py
+
+bench-quantization: $(VENV)/ready  ## every trained network's accuracy in floats and at 8 to 2 weight bits, answer by answer
+	$(VENV)/bin/python benchmarks/quantization.py
 
 $(VENV)/ready: $(PINS)
 	.ci/make-venv lava $(VENV)
