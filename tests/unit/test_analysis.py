@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolchain import codec
-from toolchain.analysis import calibrate, training_samples
+import toolchain
+from toolchain import codec, fixed
+from toolchain.analysis import budget, calibrate, contraction, loops, report, saturation, training_samples
 from toolchain.analysis.calibration import full_errors
+from toolchain.analysis.floats import FloatRun
+from toolchain.analysis.rounding import KINDS, _Truncating, _Units
 from toolchain.data import Dataset
 from toolchain.errors import GraphError, UsageError
-from toolchain.passes import Quantize, Retime
+from toolchain.ir import (
+    AvgPool2d,
+    Bias,
+    Conv2d,
+    ConvTranspose2d,
+    Dense,
+    Drive,
+    Dynamics,
+    Graph,
+    Phase,
+    Population,
+    Provenance,
+    Synapse,
+    Units,
+    frozen,
+    verify,
+)
+from toolchain.passes import Adjoint, Inject, Quantize, Retime
 from toolchain.targets.reference import REFERENCE
 
 
@@ -75,3 +97,299 @@ def test_calibration_runs_floats_on_training_samples_only(random_graph, random_i
         training_samples(graph, "digits", samples=2000)
     assert len(training_samples(graph, "digits", samples=20)) == 20
     assert len(training_samples(graph, "digits")) == 256
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), couples=st.integers(1, 4), bits=st.integers(3, 8), mode=st.sampled_from(["step", "exact", "pipelined"]))
+def test_the_singular_value_is_that_of_the_whole_loop_map(random_graph, seed, couples, bits, mode):
+    """In `exact` timing it is the same; in `pipelined` too, where no delayed synapse runs forward (there it arrives in its own window)."""
+    graph = random_graph(seed, couples=couples, integer=False, skips=mode != "pipelined")
+    retimed = graph if mode == "step" else Retime(mode)(graph)
+    found = contraction(retimed, Quantize(weight_bits=bits)(retimed))
+    assert found.before.populations == (tuple(p.name for p in graph.of_kind("couple")),)
+    assert found.before.converged
+    assert found.before.singular_value == pytest.approx(dense_loop(graph), rel=1e-3)
+    assert found.after.singular_value == pytest.approx(dense_loop(Quantize(weight_bits=bits)(graph)), rel=1e-3)
+
+
+def dense_loop(graph):
+    """The loop map as one matrix: x = D^-1 (S x + L z) solved for x, between the sources of delayed synapses."""
+    phase = graph.phase("forward")
+    inner = [p for p in graph.populations if p.kind in ("couple", "linear")]
+    sizes = {p.name: int(np.prod(p.shape)) for p in inner}
+    first = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    total = sum(sizes.values())
+    same, late = np.zeros((total, total)), np.zeros((total, total))
+    states = np.zeros(total, bool)
+    for synapse in phase.synapses:
+        if synapse.source not in sizes or synapse.target not in sizes:
+            continue
+        source, target = graph.population(synapse.source), graph.population(synapse.target)
+        eye = np.eye(sizes[source.name]).reshape(-1, *source.shape)
+        columns = fixed.apply(synapse.ops, graph.tensors, eye, target.shape, integer=graph.integer).reshape(len(eye), -1).T
+        block = (late if synapse.delay else same)[first[target.name] :, first[source.name] :]
+        unit = graph.scale("forward", source.name) if source.kind == "linear" else 1.0
+        block[: sizes[target.name], : sizes[source.name]] += columns * unit
+        states[first[source.name] : first[source.name] + sizes[source.name]] |= bool(synapse.delay)
+    dynamics = phase.dynamics
+    reset = np.concatenate(
+        [np.full(sizes[p.name], graph.scale("forward", p.name) if p.kind == "linear" else dynamics[p.name].reset) for p in inner]
+    )
+    trip = np.linalg.solve(np.diag(reset) - same, late)
+    return float(np.linalg.svd(trip[np.ix_(states, states)], compute_uv=False)[0])
+
+
+def convolutional(seed=0, reset=1.0, size=1.0):
+    """input -> a -> relay -> b -> readout with convolutions and a pool; back from b to a by a transposed convolution, a self-connection at b."""
+    draw = np.random.default_rng(seed)
+    shapes = {
+        "in.weight": (4, 2, 3, 3),
+        "a.weight": (6, 2, 3, 3),
+        "b.weight": (3, 6, 2, 2),
+        "back.weight": (3, 4, 4, 4),
+        "self.weight": (3, 3, 3, 3),
+        "out.weight": (5, 27),
+    }
+    tensors = {name: frozen(draw.normal(size=shape) * size / np.sqrt(np.prod(shape[1:]))) for name, shape in shapes.items()}
+    tensors["b.bias"] = frozen(draw.normal(size=(3, 3, 3)) / 8)
+    couple = Dynamics(1.0, 0.5 * reset, reset, "plus")
+    forward = Phase(
+        "forward",
+        12,
+        ("input", "a", "relay", "b", "readout"),
+        {"a": couple, "relay": Dynamics(1.0, members="graded"), "b": couple, "readout": Dynamics(1.0)},
+        (
+            Synapse("input", "a", (Conv2d("in.weight", padding=(1, 1)),)),
+            Synapse("a", "relay", (Conv2d("a.weight", padding=(1, 1), groups=2),)),
+            Synapse("relay", "b", (AvgPool2d((2, 2), (2, 2)), Conv2d("b.weight", padding=(0, 0), dilation=(1, 1)))),
+            Synapse("b", "a", (ConvTranspose2d("back.weight", stride=(2, 2), output_padding=(0, 0)),), delay=1),
+            Synapse("b", "b", (Conv2d("self.weight", padding=(1, 1)),), delay=1),
+            Synapse("b", "readout", (Dense("out.weight"),)),
+        ),
+        {"b": (Bias("b.bias"),)},
+    )
+    feedback = Phase(
+        "feedback",
+        15,
+        (),
+        {name: Dynamics(1.0, 0.25 * reset, 0.5 * reset, "both") for name in ("a", "b")} | {"relay": Dynamics(1.0, members="graded")},
+        (),
+        drive=(Drive("b", "error", gain=4.0),),
+    )
+    populations = (
+        Population("input", (2, 8, 8), "input"),
+        Population("a", (4, 8, 8), "couple"),
+        Population("relay", (6, 8, 8), "linear"),
+        Population("b", (3, 3, 3), "couple"),
+        Population("readout", (5,), "readout"),
+    )
+    graph = Adjoint()(Graph(populations, (forward, feedback), tensors, Units("float", {}), Provenance("convolutional")))
+    verify(graph)
+    return graph
+
+
+def test_the_singular_value_through_convolutions_and_relays():
+    graph = convolutional()
+    quantized = Quantize()(graph)
+    found = contraction(graph, quantized)
+    assert found.before.populations == (("a", "relay", "b"),)
+    assert found.before.singular_value == pytest.approx(dense_loop(graph), rel=1e-3)
+    assert found.after.singular_value == pytest.approx(dense_loop(quantized), rel=1e-3)
+    assert found.after.singular_value == pytest.approx(found.before.singular_value, rel=0.02)
+
+
+def test_a_loop_of_one_layer_has_the_norm_of_its_weights_over_the_reset(random_graph):
+    graph = random_graph(2, couples=1, skips=False, integer=False)
+    (synapse,) = (s for s in graph.phase("forward").synapses if s.delay)
+    expected = np.linalg.norm(graph.tensors[synapse.ops[0].weight], 2) / graph.phase("forward").dynamics["couple0"].reset
+    found = loops(graph)
+    assert found.singular_value == pytest.approx(expected, rel=1e-3)
+    assert found.proves
+
+
+def test_a_loop_that_may_not_settle_is_a_warning_with_the_number():
+    wide, tame = convolutional(size=4.0), convolutional(size=0.2)
+    found = contraction(wide, Quantize()(wide))
+    (warning,) = found.warnings
+    assert f"largest singular value {found.after.singular_value:.3f}" in warning
+    assert "may not settle" in warning
+    assert warning in found.to_text()
+    settled = contraction(tame, Quantize()(tame))
+    assert settled.warnings == []
+    assert "below 1 rates settle where no neuron is clipped" in settled.to_text()
+
+
+def test_graphs_without_loops_say_so_and_large_ones_are_left_out(random_graph, monkeypatch):
+    graph = random_graph(0, couples=1, skips=False, integer=False)
+    forward = graph.phase("forward")
+    straight = msgspec.structs.replace(forward, synapses=tuple(s for s in forward.synapses if s.delay == 0))
+    found = contraction(None, msgspec.structs.replace(graph, phases=(straight,)))
+    assert (found.to_text(), found.warnings, found.before) == ("feedback loops: none", [], None)
+    monkeypatch.setattr("toolchain.analysis.settling.WORK", 8)
+    left_out = contraction(graph, graph)
+    assert left_out.after.singular_value is None
+    assert "too many" in left_out.to_text()
+    assert left_out.to_json()["after"]["skipped"] == left_out.after.skipped
+
+
+def test_a_search_that_is_stopped_gives_a_lower_bound(monkeypatch):
+    graph = convolutional(seed=4)
+    monkeypatch.setattr("toolchain.analysis.settling.TOLERANCE", 0.0)
+    monkeypatch.setattr("toolchain.analysis.settling.ITERATIONS", 5)
+    found = loops(graph)
+    assert (found.converged, found.iterations) == (False, 5)
+    assert found.singular_value <= dense_loop(graph) * (1 + 1e-6)
+    assert found.shown.startswith("at least ")
+
+
+@pytest.mark.parametrize("numbers", ["plain", "extreme", "saturating"])
+def test_no_input_passes_the_bound_of_a_membrane(random_graph, random_inputs, numbers):
+    graph = random_graph(7, numbers=numbers)
+    found = saturation(graph)
+    rows = {(row.phase, row.population): row for row in found.rows}
+    assert rows.keys() == {(p.name, name) for p in graph.phases for name in p.order}
+    inputs, error = random_inputs(graph, 8)
+    error = error * min(1.0, codec.error_bound(graph))  # what the phase carries without clipping
+    with REFERENCE.compile(graph) as run:
+        results = (run.run(inputs), run.run(error, phase="feedback"))
+    for result in results:
+        for name, saturated in result.saturations.items():
+            row = rows[result.phase, name]
+            if row.can_saturate == 0:
+                assert saturated.sum() == 0
+            assert (saturated.sum(axis=0) > 0).mean() <= row.can_saturate
+            assert np.abs(result.potentials[name]).max() <= row.largest
+    over = [row for row in found.rows if row.share > 1]
+    assert len(found.warnings) == len(over)
+    assert all(f"{row.share:.2f} times 24 bit" in warning for row, warning in zip(over, found.warnings, strict=True))
+    assert bool(over) == (numbers == "saturating")
+
+
+def test_what_calibration_saw_stands_beside_the_bound(random_graph, random_inputs):
+    graph = random_graph(11, couples=3, integer=False)
+    dataset = samples_of(graph, random_inputs)
+    calibration = calibrate(graph, dataset)
+    quantized = Quantize(calibration=calibration)(graph)
+    found = saturation(quantized, graph)
+    for row in found.rows:
+        grid = quantized.scale(row.phase, row.population) / graph.scale(row.phase, row.population)
+        assert row.seen == pytest.approx(calibration.potential[row.phase][row.population] * grid)
+        assert row.seen <= row.largest * 1.02  # the bound is the integer graph's, what was seen the float graph's
+    assert {row.phase for row in saturation(quantized).rows if row.seen is not None} == {"forward"}
+    assert "6 training samples of drawn" in found.to_text()
+    with pytest.raises(GraphError, match="integer"):
+        saturation(graph)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), couples=st.integers(1, 3), bits=st.integers(3, 8), leak=st.booleans(), graded=st.booleans())
+def test_all_kinds_of_rounding_together_are_the_integer_graph(random_graph, random_inputs, seed, couples, bits, leak, graded):
+    graph = random_graph(seed, couples=couples, leak=leak, graded=graded, integer=False)
+    inputs, error = random_inputs(graph, 4, seed)
+    assert_rounding_is_whole(graph, Quantize(weight_bits=bits)(graph), inputs, error / 4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_kinds_of_rounding_together_are_the_integer_graph_with_convolutions_and_relays(seed):
+    graph = convolutional(seed)
+    graph = graph if seed % 2 else Inject()(graph)
+    draw = np.random.default_rng(seed)
+    error = draw.normal(size=(3, 3, 3, 3)) * codec.error_bound(graph) / 4
+    assert_rounding_is_whole(graph, Quantize()(graph), draw.random((3, 2, 8, 8)), error)
+
+
+def assert_rounding_is_whole(graph, quantized, inputs, error):
+    """The float graph with every kind of rounding has the integer graph's spikes. Its thresholds lie half a step lower, so that floats meet them where integers do."""
+    units = _Units(graph, quantized)
+    rounded = units.rounded(KINDS)
+
+    def lower(phase):
+        dynamics = {
+            name: msgspec.structs.replace(d, threshold=d.threshold - 0.5 / units.steps[phase.name][name]) if d.reset else d
+            for name, d in phase.dynamics.items()
+        }
+        return msgspec.structs.replace(phase, dynamics=dynamics)
+
+    rounded = msgspec.structs.replace(rounded, phases=tuple(lower(phase) for phase in rounded.phases))
+    run = FloatRun(
+        rounded,
+        wrap=lambda phase, arithmetic: _Truncating(phase, arithmetic, units.steps[phase.name]),
+        inject=units.injected,
+        dtype="float64",
+    )
+    forward = run.forward(codec.encode_input(quantized, inputs) / units.levels)
+    feedback = run.feedback(forward, error)
+    with REFERENCE.compile(quantized) as integers:
+        theirs = (integers.run(inputs), integers.run(error, phase="feedback"))
+    for ours, whole in zip((forward, feedback), theirs, strict=True):
+        assert all(s.sum() == 0 for s in whole.saturations.values())
+        for name, counts in whole.counts.items():
+            unit = units.steps[whole.phase][name] if graph.population(name).kind == "linear" else 1.0
+            np.testing.assert_allclose(ours.counts[name] * unit, counts, atol=1e-6, err_msg=f"{whole.phase} {name}")
+
+
+def test_the_budget_is_zero_where_nothing_is_rounded():
+    """Weights of a few bits, thresholds and currents on a binary grid: integers are the floats."""
+    tensors = {"w": frozen([[0.25, -0.5], [0.75, 0.5]]), "f": frozen([[-0.25, 0.5], [0.5, 0.25]]), "o": frozen([[1.0, -1.0]])}
+    forward = Phase(
+        "forward",
+        16,
+        ("a", "readout"),
+        {"a": Dynamics(1.0, 1.0, 1.0, "plus"), "readout": Dynamics(1.0)},
+        (Synapse("a", "a", (Dense("f"),), 1), Synapse("a", "readout", (Dense("o"),))),
+        drive=(Drive("a", "input", (Dense("w"),)),),
+    )
+    populations = (Population("input", (2,), "input"), Population("a", (2,), "couple"), Population("readout", (1,), "readout"))
+    graph = Graph(populations, (forward,), tensors, Units("float", {}), Provenance("grid"))
+    found = budget(graph, Quantize(input_levels=4)(graph), np.array([[0.25, 0.75], [1.0, 0.5], [0.0, 0.25]]))
+    assert [(share.population, share.integer, set(share.by_kind.values())) for share in found.shares] == [
+        ("a", 0.0, {0.0}),
+        ("readout", 0.0, {0.0}),
+    ]
+    assert found.shares[0].rate > 0
+    assert found.shares[0].weight_error == 0
+
+
+def test_the_budget_tells_the_kinds_apart(random_graph, random_inputs):
+    graph = random_graph(0, couples=1, widths=(9,), integer=False, leak=True, time_steps=30, feedback_steps=40)
+    inputs, error = random_inputs(graph, 16)
+
+    def costs(found, phase):
+        (share,) = (share for share in found.shares if (share.phase, share.population) == (phase, "couple0"))
+        assert min(share.rate, share.integer) > 0
+        return share.by_kind
+
+    coarse = budget(graph, Retime()(Quantize(weight_bits=2)(graph)), inputs, error / 4)
+    for phase in ("forward", "feedback"):
+        found = costs(coarse, phase)
+        assert max(found, key=found.get) == "weights"
+        assert found["leak"] > 0
+    few = costs(budget(graph, Quantize(input_levels=2)(graph), inputs, error / 4), "forward")
+    assert max(few, key=few.get) == "inputs"
+
+
+def test_a_budget_of_a_large_network_runs_less_of_it(random_graph, random_inputs, monkeypatch):
+    graph = random_graph(3, couples=2, integer=False)
+    inputs, _ = random_inputs(graph, 8)
+    monkeypatch.setattr("toolchain.analysis.rounding.WORK", 1)
+    found = budget(graph, Quantize()(graph), inputs)
+    assert found.samples == 1
+    assert all(1 <= steps <= 2 for steps in found.time_steps.values())
+    with pytest.raises(GraphError, match="in this order"):
+        budget(Quantize()(graph), graph, inputs)
+
+
+def test_a_report_of_an_artefact():
+    compiled = toolchain.compile("digits-fc", target="sim").artifact
+    found = report(compiled)
+    text, plain = found.to_text(), json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert plain.keys() == {"saturation", "contraction", "budget"}
+    assert plain["budget"]["samples"] == len(compiled.golden_tensors["inputs"])
+    assert {row["population"] for row in plain["budget"]["populations"]} == {"hidden1", "readout"}
+    assert plain["contraction"]["before"]["singular_value"] < 1
+    assert found.warnings == []
+    assert [part.split()[0] for part in text.split("\n\n")] == ["worst", "largest", "mean"]
+    without = report(msgspec.structs.replace(compiled, float_graph=None))
+    assert without.budget is None
+    assert without.to_json()["contraction"]["before"] is None
+    assert "--no-float" in without.to_text()

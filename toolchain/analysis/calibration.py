@@ -60,7 +60,9 @@ def calibrate(graph: Graph, dataset: data.Dataset) -> Calibration:
     phase each sample's error has the direction of its label's cross entropy and the largest size that is carried without clipping, whatever the
     scale factor: errors of any batch then stay inside. Deterministic on one machine.
     """
-    seen: dict[str, dict[str, float]] = {phase.name: dict.fromkeys((n for n in phase.order if graph.population(n).kind != "input"), 0.0) for phase in graph.phases}
+    seen: dict[str, dict[str, float]] = {
+        phase.name: dict.fromkeys((n for n in phase.order if graph.population(n).kind != "input"), 0.0) for phase in graph.phases
+    }
     current = {drive.population: 0.0 for drive in graph.phase("forward").drive}
 
     def watched(phase: Phase, arithmetic: Arithmetic) -> Arithmetic:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Wrap = Callable[[Phase, Arithmetic], Arithmetic]
 
+Dtype = Literal["float32", "float64"]
+
 Inject = Callable[[Drive, Array], Array]
 """What becomes of an injected current, (samples, *shape) in graph units."""
 
@@ -34,7 +36,7 @@ class FloatRun:
         *,
         wrap: Wrap | None = None,
         inject: Inject | None = None,
-        dtype: Literal["float32", "float64"] = "float32",
+        dtype: Dtype = "float32",
     ) -> None:
         import torch
 
