@@ -436,7 +436,8 @@ def _verb_of(arguments: list[str]) -> str:
 def _failed(message: str, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(f"toolchain: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    reasons = [" ".join(part.split()) for part in message.split("\n- ")]  # one sentence, or a line for each of several reasons
+    print("toolchain: " + "\n  - ".join(reasons), file=sys.stderr, flush=True)
     return code
 
 

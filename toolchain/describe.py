@@ -15,6 +15,9 @@ from toolchain.ir import Bias, Drive, Dynamics, Graph, Op, Phase, Shape, Synapse
 from toolchain.notation import geometry, operation, operations, route, size, synapse_products
 from toolchain.versions import versions
 
+EXACT = 1e-12
+"""An error this small is that of float64, not of whole numbers."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -110,13 +113,21 @@ class Inspection:
         if self.with_processes:
             lines += ["", *_process_lines(graph)]
         lines += [f"note: {note}" for note in graph.provenance.notes]
-        if graph.provenance.rounding:
-            rows = [
-                [n, str(r.exponent), f"{r.max_error:.2g}", f"{r.rms_error:.2g}", f"{r.clipped:,}"]
-                for n, r in graph.provenance.rounding.items()
-            ]
-            lines += ["", "rounding, in the model's units", *table(["tensor", "exponent", "largest error", "rms error", "clipped"], rows)]
+        lines += _rounding_lines(graph)
         return "\n".join([*lines, *(f"wrote {path}" for path in self.written.values())])
+
+
+def _rounding_lines(graph: Graph) -> list[str]:
+    """What rounding changed; what it kept is only counted."""
+    changed = {n: r for n, r in graph.provenance.rounding.items() if r.max_error > EXACT or r.clipped}
+    rows = [[n, str(r.exponent), f"{r.max_error:.2g}", f"{r.rms_error:.2g}", f"{r.clipped:,}"] for n, r in changed.items()]
+    lines = (
+        ["", "rounding, in the model's units", *table(["tensor", "exponent", "largest error", "rms error", "clipped"], rows)]
+        if rows
+        else []
+    )
+    kept = len(graph.provenance.rounding) - len(changed)
+    return [*lines, f"rounding left {kept} {'others' if rows else 'tensors'} as they were"] if kept else lines
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:

@@ -147,6 +147,15 @@ def test_each_error_has_its_exit_code(command, monkeypatch, error, code):
     assert_one_sentence(command("inspect", "mnist-fc"), code, "toolchain: population 'hidden' is too wide$")
 
 
+def test_every_reason_has_a_line(command, monkeypatch):
+    monkeypatch.setattr(
+        toolchain, "inspect", _raising(DesignRuleError("'net' does not fit, for 2 reasons:\n- one is\ttoo wide\n- two is too deep"))
+    )
+    answer = command("inspect", "mnist-fc")
+    assert (answer.code, answer.out) == (3, "")
+    assert answer.err == "toolchain: 'net' does not fit, for 2 reasons:\n  - one is too wide\n  - two is too deep\n"
+
+
 def test_an_unexpected_error_is_one_sentence_that_names_debug(command, monkeypatch):
     monkeypatch.setattr(toolchain, "inspect", _raising(ZeroDivisionError("division by zero")))
     assert_one_sentence(command("inspect", "mnist-fc"), 1, "ZeroDivisionError: division by zero.*--debug")

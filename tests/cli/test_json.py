@@ -129,6 +129,24 @@ def test_compile_inspect_and_deploy_the_same_file(command, tmp_path):
     assert command("verify", path, "--targets", "sim", "--replay").code == 0
 
 
+def test_compile_prints_the_stage_asked_for_first(command, tmp_path):
+    words = ["compile", "digits-fc", "--target", "sim", "-o", tmp_path / "digits.fsnn", "--dump-after", "lower"]
+    found = parsed(command(*words, "--json"))
+    assert found["dumped"]["stage"] == "lower"
+    assert found["output"] == str(tmp_path / "digits.fsnn")
+    text = command(*words).out
+    assert text.startswith("after lower:\ndigits-fc for sim: float graph, passes none;")
+    assert text.index("float graph") < text.index("integer graph")
+
+
+def test_inspect_writes_pictures_and_lists_processes(command, tmp_path):
+    path = tmp_path / "made" / "graph.svg"
+    found = parsed(command("inspect", "digits-fc", "--after", "retime", "--processes", "--svg", path, "--json"))
+    assert found["pictures"] == {"svg": str(path)}
+    assert {"hidden1", "hidden1 -> hidden1 (forward)"} <= {process["name"] for process in found["processes"]}
+    assert path.read_bytes().startswith(b"<?xml")
+
+
 @pytest.mark.parametrize("verb", ["compare", "verify"])
 @pytest.mark.parametrize("flag", [[], ["--json"]])
 def test_a_result_outside_its_tolerance_is_printed_and_exits_with_4(command, monkeypatch, verb, flag):
