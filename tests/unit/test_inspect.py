@@ -249,6 +249,16 @@ def test_large_networks_run_fewer_golden_steps_and_replay_them(tmp_path, monkeyp
     assert all(np.array_equal(tensors[name], kept) for name, kept in short.artifact.golden_tensors.items())
 
 
+def test_a_convolutional_network_compiles_to_the_same_bytes(tmp_path, monkeypatch):
+    """Also where the simulator makes the golden vectors in place of the reference."""
+    for name, work in (("one", 2**62), ("two", 2**62), ("three", 0)):
+        monkeypatch.setattr("toolchain.compiler.REFERENCE_WORK", work)
+        toolchain.compile("lenet", target="sim", time_steps=4, feedback_steps=6, output=tmp_path / f"{name}.fsnn")
+    one, two, three = ((tmp_path / f"{name}.fsnn").read_bytes() for name in ("one", "two", "three"))
+    assert one == two
+    assert one == three
+
+
 def test_a_whole_number_in_place_of_a_float_reads_back(tmp_path):
     made = compiled().artifact
     (readout,) = made.graph.of_kind("readout")
