@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 import toolchain
 from toolchain import codec, fixed
-from toolchain.analysis import budget, calibrate, contraction, loops, report, saturation, training_samples
+from toolchain.analysis import budget, calibrate, calibrated, contraction, loops, report, saturation, training_samples
 from toolchain.analysis.calibration import full_errors
 from toolchain.analysis.floats import FloatRun
 from toolchain.analysis.rounding import KINDS, _Truncating, _Units
+from toolchain.compiler import lowered
 from toolchain.data import Dataset
 from toolchain.errors import GraphError, UsageError
 from toolchain.ir import (
@@ -36,7 +37,8 @@ from toolchain.ir import (
     frozen,
     verify,
 )
-from toolchain.passes import Adjoint, Inject, Quantize, Retime
+from toolchain.passes import LOIHI_PIPELINE, Adjoint, Inject, Quantize, Retime
+from toolchain.source import find
 from toolchain.targets.reference import REFERENCE
 
 
@@ -85,6 +87,19 @@ def test_calibrated_units_have_room_for_what_was_seen(random_graph, random_input
         result = run.run(dataset.images)
     assert sum(int(saturated.sum()) for saturated in result.saturations.values()) == 0
     assert codec.clipped_currents(quantized, dataset.images) == 0
+
+
+def test_a_pipeline_is_calibrated_by_a_data_set_and_compiles_the_same_twice():
+    start = lowered(find("digits-fc"))
+    pipeline = calibrated(LOIHI_PIPELINE, start, "digits", samples=40)
+    graph, again = pipeline(start), calibrated(LOIHI_PIPELINE, start, "digits", samples=40)(start)
+    assert (graph.provenance.calibration.dataset, graph.provenance.calibration.samples) == ("digits", 40)
+    assert graph.provenance == again.provenance
+    dataset = training_samples(graph, "digits", samples=40)
+    plain = LOIHI_PIPELINE(start)
+    (drive,), (coarse,) = graph.phase("forward").drive, plain.phase("forward").drive
+    assert drive.exponent < coarse.exponent  # real inputs need less room than the worst case
+    assert codec.clipped_currents(graph, dataset.images) == 0
 
 
 def test_calibration_runs_floats_on_training_samples_only(random_graph, random_inputs):

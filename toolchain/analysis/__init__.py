@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.analysis.calibration import calibrate, training_samples
+from toolchain.analysis.calibration import calibrate, calibrated, training_samples
 from toolchain.analysis.reach import Reach, Saturation, saturation
 from toolchain.analysis.rounding import Budget, Share, budget
 from toolchain.analysis.settling import Contraction, Loops, contraction, loops
@@ -22,6 +22,7 @@ __all__ = [
     "Share",
     "budget",
     "calibrate",
+    "calibrated",
     "contraction",
     "loops",
     "report",

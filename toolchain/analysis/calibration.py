@@ -12,6 +12,7 @@ from toolchain.analysis.floats import FloatRun
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Calibration, Drive, Graph, Phase
 from toolchain.notation import step_products
+from toolchain.passes import Pipeline
 from toolchain.target import Result
 
 if TYPE_CHECKING:
@@ -29,6 +30,17 @@ WORK = 2**39
 
 BATCH = 64
 """Samples that advance together."""
+
+
+def calibrated(
+    pipeline: Pipeline, lowered: Graph, name: str, *, samples: int | None = None, data_dir: str | os.PathLike[str] | None = None
+) -> Pipeline:
+    """`pipeline` with what training samples of data set `name` reach in the graph that its quantize pass will get. UsageError where the set is not here."""
+    before = Pipeline(pipeline.passes[: [rewrite.name for rewrite in pipeline.passes].index("quantize")])
+    graph = before(lowered)
+    return pipeline.with_options(
+        quantize={"calibration": calibrate(graph, training_samples(graph, name, samples=samples, data_dir=data_dir))}
+    )
 
 
 def training_samples(
