@@ -36,6 +36,11 @@ FINE_CURRENT = 2**11
 LARGEST_CURRENT = fixed.CURRENT_MANTISSA[1] << fixed.CURRENT_EXPONENT_MAX
 """What a bias register can inject at most."""
 
+RESETS = 16
+"""A membrane should hold this many resets, or all that it can need: a silent neuron that saturates forgets how silent it was. Worth at most `BITS_FOR_ROOM` of the weights."""
+
+BITS_FOR_ROOM = 2
+
 CANDIDATES = 64
 """Scales tried in the octave of b."""
 
@@ -187,10 +192,11 @@ class _Search:
             return min(most, max(needed, min(fine, held)), 40) if max(needed, fine) > -64 else 0
         threshold = float(dynamics.threshold)
         coarse = ceil(log2(COARSEST / (threshold * base)))
-        room = [FINEST / threshold, POTENTIAL_LIMIT / self._largest_potential(name)]
-        room += [LARGEST_CURRENT / current] if current > 0 else []
-        finest = floor(log2(min(room) / base))
-        return min(most, max(needed, coarse, finest))
+        potential = self._largest_potential(name)
+        wished = [FINEST / threshold, POTENTIAL_LIMIT / potential] + ([LARGEST_CURRENT / current] if current > 0 else [])
+        finest = floor(log2(min(wished) / base))
+        room = floor(log2(POTENTIAL_LIMIT / (min(potential, RESETS * dynamics.reset if dynamics.reset else potential) * base)))
+        return min(most, max(coarse, finest, min(needed, max(room, needed - BITS_FOR_ROOM))))
 
     def _needed(self, connection: Connection, unit: float, full: int) -> int:
         """The smallest power of two at which the connection's error at exponent 0 is nearly its best: fewer than full mantissas do for what is coarse anyway."""
