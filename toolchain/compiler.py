@@ -13,13 +13,14 @@ import msgspec
 import numpy as np
 
 import toolchain
-from toolchain import artifact, codec, config
+from toolchain import analysis, artifact, codec, config
 from toolchain.artifact import Artifact, Golden
 from toolchain.describe import Inspection
 from toolchain.errors import DesignRuleError, UsageError, unknown
 from toolchain.ir import LARGEST_STEPS, Array, Graph, Phase
 from toolchain.notation import step_products
 from toolchain.passes import FLOAT_PIPELINE, Pipeline
+from toolchain.progress import say
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, Target, get
 
@@ -75,6 +76,7 @@ def compile(
     timing: str = "exact",
     input: str = "bias",
     calibrate: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     settings: Sequence[str] = (),
     dump_after: str | None = None,
     float_tensors: bool = True,
@@ -83,7 +85,8 @@ def compile(
     """Compile `model` (zoo name, run folder, checkpoint or module) for an integer `target`.
 
     A network of the catalogue without trained weights is compiled with random ones, and the graph's notes say so. `time_steps` and `feedback_steps`
-    default to the model's own. `calibrate` names a data set that chooses exponents. `settings` are `pass.option=value` for the target's passes.
+    default to the model's own. `calibrate` names a data set whose training samples say how far potentials and
+    currents go; without it they get room for the worst case. `settings` are `pass.option=value` for the target's passes.
     `dump_after` keeps the graph after that pass, or after "lower". `float_tensors=False` leaves the folded float graph out, so target torch cannot run
     the artefact. With `output` the artefact is written there.
     Raises UsageError for a bad option, DesignRuleError (all violations at once) where the graph does not fit.
@@ -104,7 +107,7 @@ def compile(
         until(pipeline, dump_after)  # an unknown pass is refused before any work
     start = lowered(source, time_steps, feedback_steps, notes)
     if calibrate is not None:
-        pipeline = _calibrated(pipeline, start, calibrate)
+        pipeline = analysis.calibrated(pipeline, start, calibrate, data_dir=data_dir)
     kept = {FIRST_STAGE: start}
     wanted = {dump_after, "adjoint"}
 
@@ -115,9 +118,12 @@ def compile(
     graph = replace(pipeline, watch=keep)(start)
     _require_fit(chosen, graph)
     golden, golden_tensors = golden_vectors(graph)
+    folded = _folded(start, kept.get("adjoint"))
+    for warning in analysis.contraction(folded, graph).warnings:
+        say(f"toolchain: {warning}")
     made = Artifact(
         graph=graph,
-        float_graph=_folded(start, kept.get("adjoint")) if float_tensors else None,
+        float_graph=folded if float_tensors else None,
         target=target,
         pipeline=str(chosen.pipeline),
         toolchain=toolchain.__version__,
@@ -212,11 +218,6 @@ def _folded(start: Graph, adjoint: Graph | None) -> Graph:
     if adjoint is not None and adjoint.provenance.passes == tuple(p.name for p in rest.passes):
         return adjoint
     return rest(start)
-
-
-def _calibrated(pipeline: Pipeline, start: Graph, dataset: str) -> Pipeline:
-    """`pipeline` with the exponents that the samples of `dataset` ask for."""
-    raise UsageError(f"--calibrate {dataset} is not part of this version of the toolchain ({toolchain.__version__}): leave it out")
 
 
 def _options(
