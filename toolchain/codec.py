@@ -256,25 +256,35 @@ def error_drive(graph: Graph) -> Drive:
 
 
 def synaptic_operations(
-    graph: Graph, result: Result, *, inputs: npt.ArrayLike | None = None, forward: Result | None = None
+    graph: Graph,
+    result: Result,
+    *,
+    inputs: npt.ArrayLike | None = None,
+    forward: Result | None = None,
+    fan_outs: Sequence[npt.NDArray[np.float64]] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Synaptic operations of each sample, (samples,): spikes that are sent on the chip times the nonzero weights they meet.
 
     A ternary spike is a spike of one member of the couple. With only the plus members on (forward) it meets each weight once; with both
     members on (feedback) it meets it twice, at the plus and the minus member of its target. Gated spikes are not sent: a feedback phase needs the
     `forward` result for its masks. An input population on the chip (`--input graded`) sends every nonzero value at every step: `inputs` are counted
-    then; a connection that the host applies costs the chip none.
+    then; a connection that the host applies costs the chip none. `fan_outs` saves counting the weights anew for every part of a data set.
     """
     phase = graph.phase(result.phase)
     samples = len(next(iter(result.activity.values())))
     total = np.zeros(samples)
-    for synapse in phase.synapses:
+    for synapse, fan_out in zip(phase.synapses, fan_outs or weights_met(graph, phase), strict=True):
         if graph.population(synapse.source).kind == "input" and not graph.integer:
             continue  # a float graph runs on no chip: its first connection counts as the host's
         members = 2 if phase.dynamics[synapse.target].members == "both" else 1
         sent = _sent(graph, result, synapse, inputs, forward)
-        total += members * (sent.reshape(samples, -1) @ _fan_out(graph, synapse))
+        total += members * (sent.reshape(samples, -1) @ fan_out)
     return total
+
+
+def weights_met(graph: Graph, phase: Phase) -> tuple[npt.NDArray[np.float64], ...]:
+    """By synapse: how many weights a spike of each neuron of its source meets, (neurons,)."""
+    return tuple(_fan_out(graph, synapse) for synapse in phase.synapses)
 
 
 def _sent(graph: Graph, result: Result, synapse: Synapse, inputs: npt.ArrayLike | None, forward: Result | None) -> Array:
@@ -282,7 +292,9 @@ def _sent(graph: Graph, result: Result, synapse: Synapse, inputs: npt.ArrayLike 
     if graph.population(synapse.source).kind == "input":
         if inputs is None:
             raise GraphError(f"input population '{synapse.source}' sends on the chip: give the inputs to count its synaptic operations")
-        sent: Array = (encode_input(graph, check_inputs(graph, np.asarray(inputs))) != 0) * graph.phase(result.phase).time_steps
+        nonzero = encode_input(graph, check_inputs(graph, np.asarray(inputs))) != 0
+        still = not graph.population(synapse.source).events
+        sent: Array = nonzero * graph.phase(result.phase).time_steps if still else nonzero.sum(axis=-1)
         return sent
     activity = result.activity[synapse.source]
     if synapse.gate is None:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,25 +17,26 @@ from toolchain import codec, data, devices
 from toolchain.compiler import executable, forward_only, graph_for, lowered
 from toolchain.errors import UsageError
 from toolchain.files import ready_folder, replace_file
-from toolchain.module_run import ModuleRun
-from toolchain.passes import FLOAT_PIPELINE
+from toolchain.module_run import ModuleRun, carries_feedback, outline
+from toolchain.passes import FLOAT_PIPELINE, Fold
 from toolchain.progress import say, track
 from toolchain.source import Model, Source, find
-from toolchain.target import Executable, Result, Target, get, join
+from toolchain.target import Executable, Target, get
 from toolchain.versions import versions
-
-if TYPE_CHECKING:
-    from toolchain.layers import FeedbackSNN
 
 CHUNK = 256
 """Samples handed to a target at a time: a progress bar's step."""
+
+RATE_VALUES = 2**26
+"""Most rates that a record keeps, half a GiB: of large networks those of the first samples."""
 
 
 @dataclass(frozen=True)
 class Deployment:
     """One data set on one target. Accuracies are fractions of 1; `seconds` leaves out start-up and compilation (`startup_seconds`).
 
-    Synaptic operations are None where target torch ran a network that has no graph yet: they are counted on graphs.
+    Synaptic operations are None where target torch ran a network that has no graph: they are counted on graphs. `rates` of couples, (samples, *shape),
+    have the first samples only where all would be more than `RATE_VALUES`.
     """
 
     model: str
@@ -106,7 +108,7 @@ def deploy(
     """
     source = find(model)
     chosen = available(target, fallback)
-    time_steps, size = _shape_of(source, dataset)
+    time_steps, size = sample_shape(source, dataset)
     loaded = data.load(dataset, samples=samples, data_dir=data_dir, time_steps=time_steps, image_size=size)
     if predictions is not None:
         _require_place(Path(predictions))
@@ -118,23 +120,13 @@ def deploy(
 
 def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, options: Options) -> Deployment:
     """The forward phase of every sample of `dataset` on `chosen`; `asked` is the target the user named."""
-    if chosen.name == "torch" and source.module is not None:
-        from toolchain.lower import not_compiled
-
-        reason = not_compiled(source.module)
-        if reason is not None:
-            say(f"toolchain: {reason}; target torch runs the module all the same, without a count of synaptic operations")
-            return _module_alone(source, chosen, asked, dataset, options)
     began = time.perf_counter()
     with started(source, chosen, options, phases=("forward",)) as run:
         ready = time.perf_counter()
-        result = _all(run, dataset.images, f"{source.name} on {chosen.name}")
-        done = time.perf_counter()
+        seen = _seen(run, dataset, f"{source.name} on {chosen.name}")
         graph = run.graph
-    scores = codec.logits(graph, result)
-    predicted = np.asarray(scores.argmax(axis=1), np.int64)
+    predicted = np.asarray(seen.logits.argmax(axis=1), np.int64)
     correct = int((predicted == dataset.labels).sum())
-    couples = [p.name for p in graph.of_kind("couple")]
     phase = graph.phase("forward")
     return Deployment(
         model=source.name,
@@ -148,74 +140,78 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
         time_steps=phase.time_steps,
         timing=phase.timing.mode,
         startup_seconds=ready - began,
-        seconds=done - ready,
-        samples_per_second=len(predicted) / (done - ready),
-        spikes_per_sample=float(sum(result.activity[name].sum() for name in couples) / len(predicted)),
-        synaptic_operations_per_sample=float(codec.synaptic_operations(graph, result, inputs=dataset.images).mean()),
-        saturations=int(sum(int(s.sum()) for s in result.saturations.values())),
-        clipped_currents=sum(codec.clipped_currents(graph, dataset.images[i : i + CHUNK]) for i in range(0, len(predicted), CHUNK)),
+        seconds=seen.seconds,
+        samples_per_second=len(predicted) / seen.seconds,
+        spikes_per_sample=seen.spikes / len(predicted),
+        synaptic_operations_per_sample=None if seen.operations is None else seen.operations / len(predicted),
+        saturations=seen.saturations,
+        clipped_currents=seen.clipped_currents,
         versions=versions(),
         predictions=predicted,
         labels=np.asarray(dataset.labels, np.int64),
-        logits=scores,
-        rates={name: codec.rates(graph, result, name).astype(np.float64) for name in couples},
+        logits=seen.logits,
+        rates=seen.rates,
     )
 
 
-def _module_alone(source: Source, chosen: Target, asked: str, dataset: data.Dataset, options: Options) -> Deployment:
-    """A module that has no graph yet, on torch."""
-    import copy
+@dataclass(frozen=True)
+class _Seen:
+    """What a data set left behind on a target; sums over all samples, `seconds` of the target alone."""
 
-    import torch
+    logits: npt.NDArray[np.float64]
+    rates: dict[str, npt.NDArray[np.float64]]
+    spikes: float
+    operations: float | None
+    saturations: int
+    clipped_currents: int
+    seconds: float
 
-    began = time.perf_counter()
-    module = copy.deepcopy(cast("FeedbackSNN", source.module)).to(devices.pick(options.device)).eval()
-    size = CHUNK if options.batch == "auto" else _batch(options.batch)
-    starts = range(0, len(dataset), size)
-    ready = time.perf_counter()
-    scores, rates, spikes = [], [], 0
-    with torch.no_grad():
-        for start in track(starts, f"{source.name} on {chosen.name}", total=len(starts)):
-            images = torch.from_numpy(np.ascontiguousarray(dataset.images[start : start + size]))
-            found = module.equilibrium(images.to(next(module.parameters()).device))
-            scores.append(module.logits(module.readout_rates(found)).double().cpu().numpy())
-            rates.append([found.rates[layer].double().cpu().numpy() for layer in module.spiking])
-            spikes += sum(int(found.counts[layer].sum()) for layer in module.spiking)
-    done = time.perf_counter()
-    logits = np.concatenate(scores)
-    predicted = np.asarray(logits.argmax(axis=1), np.int64)
-    correct = int((predicted == dataset.labels).sum())
-    return Deployment(
-        model=source.name,
-        target=asked,
-        ran_on=chosen.name,
-        device=device_of(chosen, options),
-        dataset=dataset.name,
-        samples=len(predicted),
-        correct=correct,
-        accuracy=correct / len(predicted),
-        time_steps=module.time_steps,
-        timing="step",
-        startup_seconds=ready - began,
-        seconds=done - ready,
-        samples_per_second=len(predicted) / (done - ready),
-        spikes_per_sample=spikes / len(predicted),
-        synaptic_operations_per_sample=None,
-        saturations=0,
-        clipped_currents=0,
-        versions=versions(),
-        predictions=predicted,
-        labels=np.asarray(dataset.labels, np.int64),
-        logits=logits,
-        rates={f"hidden{layer + 1}": np.concatenate(parts) for layer, parts in zip(module.spiking, zip(*rates, strict=True), strict=True)},
+
+def _seen(run: Executable, dataset: data.Dataset, label: str) -> _Seen:
+    """Every sample through a target, `CHUNK` at a time: of large networks no more is kept than fits in memory."""
+    graph = run.graph
+    phase = graph.phase("forward")
+    couples = graph.of_kind("couple")
+    kept = max(1, RATE_VALUES // sum(prod(population.shape) for population in couples))
+    fan_outs = codec.weights_met(graph, phase) if phase.synapses else None
+    logits: list[Any] = []
+    rates: dict[str, list[Any]] = {population.name: [] for population in couples}
+    spikes = operations = seconds = 0.0
+    saturations = clipped = 0
+    starts = range(0, len(dataset), CHUNK)
+    for first in track(starts, label, total=len(starts)):
+        images = dataset.images[first : first + CHUNK]
+        began = time.perf_counter()
+        result = run.run(images)
+        seconds += time.perf_counter() - began
+        logits.append(codec.logits(graph, result))
+        for name, found in rates.items():
+            spikes += float(result.activity[name].sum())
+            if first < kept:
+                found.append(codec.rates(graph, result, name)[: kept - first])
+        if fan_outs is not None:
+            operations += float(codec.synaptic_operations(graph, result, inputs=images, fan_outs=fan_outs).sum())
+        saturations += sum(int(s.sum()) for s in result.saturations.values())
+        clipped += codec.clipped_currents(graph, images)
+    return _Seen(
+        np.concatenate(logits),
+        {name: np.concatenate(found) for name, found in rates.items()},
+        spikes,
+        None if fan_outs is None else operations,
+        saturations,
+        clipped,
+        seconds,
     )
 
 
-def _shape_of(source: Source, dataset: str) -> tuple[int | None, int | None]:
-    """The number of frames and the size that a data set of events or large images is brought to for this model."""
-    if source.module is None:
+def sample_shape(source: Source, dataset: str) -> tuple[int | None, int | None]:
+    """The number of frames and the size, as `data.load` takes them, that a data set of events or large images is brought to for this model."""
+    if source.module is not None:
+        return source.module.time_steps, data.size_for(dataset, source.module.input_shape)
+    if source.artifact is None:
         return None, None
-    return source.module.time_steps, data.size_for(dataset, source.module.input_shape)
+    graph = source.artifact.graph
+    return graph.phase("forward").time_steps, data.size_for(dataset, graph.of_kind("input")[0].shape)
 
 
 def available(target: str, fallback: str | None = None, *, instead: str = "add --fallback sim to run there instead") -> Target:
@@ -241,14 +237,34 @@ def available(target: str, fallback: str | None = None, *, instead: str = "add -
 def started(source: Source, chosen: Target, options: Options, phases: tuple[str, ...]) -> Iterator[Executable]:
     """A running executable of `source` on `chosen`, closed at the end whatever happens."""
     configured = configure(chosen, options)
-    if chosen.name == "torch" and source.module is not None and not options.trace:
-        batch = {} if options.batch == "auto" else {"batch": _batch(options.batch)}
-        run: Executable = ModuleRun(source.module, FLOAT_PIPELINE.until("adjoint")(lowered(source)), device=options.device, **batch)
-    else:
+    run = _module_run(source, chosen, options, phases)
+    if run is None:
         graph = graph_for(source, configured)
         run = executable(configured, forward_only(graph) if phases == ("forward",) else graph)
     with run:
         yield run
+
+
+def _module_run(source: Source, chosen: Target, options: Options, phases: tuple[str, ...]) -> Executable | None:
+    """The module itself, where target torch is asked for what the module can do: counts and rates, no traces."""
+    if chosen.name != "torch" or source.module is None or options.trace:
+        return None
+    from toolchain.lower import not_compiled
+
+    forward, reason = phases == ("forward",), not_compiled(source.module)
+    if not forward and not carries_feedback(source.module):
+        say(
+            f"toolchain: SPIDE's feedback stage knows chains of couples only; target torch runs the graph of '{source.name}' instead of the module"
+        )
+        return None
+    if reason is not None and forward:
+        say(f"toolchain: {reason}; target torch runs the module all the same, without a count of synaptic operations")
+        graph = outline(source.module)
+    else:
+        graph = lowered(source)
+        graph = Fold()(forward_only(graph)) if forward else FLOAT_PIPELINE.until("adjoint")(graph)
+    batch = None if options.batch == "auto" else _batch(options.batch)
+    return ModuleRun(source.module, graph, device=options.device, batch=batch)
 
 
 def configure(chosen: Target, options: Options) -> Target:
@@ -287,11 +303,6 @@ def write_predictions(deployment: Deployment, path: Path) -> None:
     arrays: dict[str, Any] = {f"rates.{name}": rate.astype(np.float32) for name, rate in deployment.rates.items()}
     np.savez_compressed(stream, predictions=deployment.predictions, labels=deployment.labels, logits=deployment.logits, **arrays)
     replace_file(path, stream.getvalue())
-
-
-def _all(run: Executable, images: data.Images, label: str) -> Result:
-    starts = range(0, len(images), CHUNK)
-    return join([run.run(images[i : i + CHUNK]) for i in track(starts, label, total=len(starts))])
 
 
 def _require_place(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +13,15 @@ import numpy.typing as npt
 from toolchain import codec
 from toolchain.deploy import Options, available, started
 from toolchain.errors import UsageError
-from toolchain.ir import Array, Graph, Op, Synapse, weight_of
+from toolchain.ir import Array, Graph, Op, Phase, leak_sum, weight_of
 from toolchain.network import CLIPPED_FROM
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from toolchain.layers import FeedbackSNN
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,7 +33,7 @@ class Feedback:
     beta       feedback equilibrium by population, (samples, *shape), of the loss times `scale_factor`; unmasked
     masks      m = 1[0 < spike count < T] by population
     gradients  d(mean cross entropy)/d(parameter) at its true scale, by parameter name ("input.weight", "hidden.0.bias", ...). Of an artefact the
-               input's parameters are the folded ones (input normalisation is part of the weights)
+               parameters are its folded tensors, in the model's unit (normalisation and factors are part of the weights)
     rates      forward rates by population; `loss` the mean cross entropy; `logits` (samples, classes)
     clipped    share of couples whose |beta| met its bound: lower the scale factor where it is not near 0
     clipped_errors   how many error currents were cut at the chip's 13-bit mantissa: lower the scale factor where there are any
@@ -87,7 +94,7 @@ def both_phases(run: Executable, source: Source, images: Array, labels: Array, s
     return Feedback(
         beta=beta,
         masks=masks,
-        gradients=_gradients(graph, source, images, labels, forward, beta, masks, gain),
+        gradients=_gradients(graph, source, images, labels, forward, back, gain),
         rates={name: codec.rates(graph, forward, name) for name in couples},
         logits=scores,
         loss=_cross_entropy(scores, labels),
@@ -109,64 +116,130 @@ def _positive(scale_factor: float) -> float:
     return value
 
 
-def _gradients(
-    graph: Graph, source: Source, images: Array, labels: Array, forward: Result, beta: dict[str, Floats], masks: dict[str, Any], gain: float
-) -> dict[str, Floats]:
-    """Every connection learns from its own two ends: grad W = (1/A) sum over the batch of (m beta) a^T (METHODS 3.3)."""
+def _gradients(graph: Graph, source: Source, images: Array, labels: Array, forward: Result, back: Result, gain: float) -> dict[str, Floats]:
+    """Every connection learns from its own two ends: the gradient of the sum over the batch of <post, W a>, where `a` is the mean of what the source
+    sent and `post` what the target's current is worth (METHODS 3.3)."""
+    post = {p.name: _post(graph, forward, back, p.name) / gain for p in graph.populations if p.kind in ("couple", "linear")}
+    delta = codec.logit_error(graph, forward, labels)
+    if source.module is not None:
+        return _of_parameters(source.module, graph, images, forward, post, delta)
+    return _of_tensors(graph, images, forward, {**post, graph.of_kind("readout")[0].name: delta})
+
+
+def _post(graph: Graph, forward: Result, back: Result, name: str) -> Floats:
+    """d(gain * loss)/d(mean current) of a population, (samples, *shape) in the model's unit: (1/A) m beta, of a relay the mean of what reached it in the
+    feedback phase."""
+    if graph.population(name).kind == "linear":
+        return codec.rates(graph, back, name) / graph.scale("feedback", name)
+    return codec.beta(graph, back, name) * codec.mask(graph, forward, name) / codec.amplitude(graph, "forward", name)
+
+
+def _mean(graph: Graph, forward: Result, name: str, leak: float) -> Floats:
+    """What a population sent, weighted as a target of this leak weights it, in spikes; of a relay in the model's unit."""
     phase = graph.phase("forward")
-    post = {name: _rows(beta[name] * masks[name]) / codec.amplitude(graph, "forward", name) / gain for name in beta}
+    if graph.population(name).kind == "linear":
+        return codec.rates(graph, forward, name) / graph.scale("forward", name)
+    if leak != phase.dynamics[name].leak and leak == 1:
+        return forward.counts[name] / phase.time_steps
+    return codec.rates(graph, forward, name)
+
+
+def _of_parameters(
+    module: FeedbackSNN, graph: Graph, images: Array, forward: Result, post: dict[str, Floats], delta: Floats
+) -> dict[str, Floats]:
+    """By parameter of the torch module, whose own connections say what a parameter does (a copy, in float64)."""
+    import torch
+
+    from toolchain.layers import connections
+
+    net = copy.deepcopy(module).to("cpu", torch.float64).eval()
+    firing, found = net.firing(), dict[str, Floats]()
+    names = [f"hidden{layer + 1}" for layer in range(net.layers)]
+    values = codec.check_inputs(graph, images)
+    for name, (source, target, connection) in net.connections().items():
+        if source is None:
+            sent = net.weighted_input(torch.from_numpy(np.ascontiguousarray(values)))
+        else:
+            sent = torch.from_numpy(_mean(graph, forward, names[source], net.leak)) * firing[source].amplitude
+        worth = torch.from_numpy(post[names[target]]) * firing[target].gain
+        found |= _differentiated(connection, name, connections.current, sent, worth)
+    if net.readout is not None:
+        leak = graph.phase("forward").dynamics[graph.of_kind("readout")[0].name].leak
+        seen = torch.from_numpy(_mean(graph, forward, names[-1], leak)) * firing[-1].amplitude
+        found |= _differentiated(net.readout, "readout", connections.current, seen, torch.from_numpy(delta))
+    return found
+
+
+def _differentiated(connection: nn.Module, name: str, current: Callable[..., Tensor], sent: Tensor, worth: Tensor) -> dict[str, Floats]:
+    """d<worth, connection(sent)> by parameter that learns."""
+    import torch
+
+    parameters = {key: parameter for key, parameter in connection.named_parameters() if parameter.requires_grad}
+    if not parameters:
+        return {}
+    with torch.set_grad_enabled(True):
+        made = current(connection, sent, f"connection '{name}'").reshape(worth.shape)
+        gradients = torch.autograd.grad(made, list(parameters.values()), worth)
+    return {f"{name}.{key}": gradient.numpy() for key, gradient in zip(parameters, gradients, strict=True)}
+
+
+def _of_tensors(graph: Graph, images: Array, forward: Result, post: dict[str, Floats]) -> dict[str, Floats]:
+    """By tensor of a folded graph. Where it is in integers the gradient is that of the floats they stand for."""
+    phase = graph.phase("forward")
+    entry = graph.of_kind("input")[0].name
     found: dict[str, Floats] = {}
+    connections = [(s.source, s.target, s.ops) for s in phase.synapses] + [(entry, d.population, d.ops) for d in phase.drive]
+    for source, target, ops in connections:
+        leak = phase.dynamics[target].leak
+        sent = _image(graph, images, leak) if source == entry else _mean(graph, forward, source, leak)
+        for name, gradient in _of_weights(graph, ops, sent, post[target]).items():
+            found[name] = found[name] + gradient if name in found else gradient
     for drive in phase.drive:
-        found[_parameter(drive.ops[0], source)] = post[drive.population].T @ _rows(_input(source, images))
         if drive.bias is not None:
             found[drive.bias] = post[drive.population].sum(axis=0)
-    for synapse in phase.synapses:
-        if synapse.target in post:
-            found[_parameter(synapse.ops[0], source)] = post[synapse.target].T @ _rows(
-                _presynaptic(graph, source, images, forward, synapse)
-            )
     for name, biases in phase.bias.items():
-        if name in post:
-            found |= {bias.tensor: post[name].sum(axis=0) for bias in biases}
-    return found | _readout_gradients(graph, source, forward, labels)
+        for bias in biases:
+            found[bias.tensor] = post[name].sum(axis=0) * _share_of_steps(phase, name, bias.start)
+    return found
 
 
-def _readout_gradients(graph: Graph, source: Source, forward: Result, labels: Array) -> dict[str, Floats]:
-    phase = graph.phase("forward")
-    readout = graph.of_kind("readout")[0].name
-    (synapse,) = (s for s in phase.synapses if s.target == readout)
-    delta = codec.logit_error(graph, forward, labels)
-    found = {_parameter(synapse.ops[0], source): delta.T @ _rows(codec.rates(graph, forward, synapse.source))}
-    return found | {bias.tensor: delta.sum(axis=0) for bias in phase.bias.get(readout, ())}
+def _share_of_steps(phase: Phase, name: str, start: int) -> float:
+    """How much of a population's mean current a bias from step `start` on makes."""
+    leak = phase.dynamics[name].leak
+    return leak_sum(leak, phase.time_steps - start) / leak_sum(leak, phase.time_steps)
 
 
-def _presynaptic(graph: Graph, source: Source, images: Array, forward: Result, synapse: Synapse) -> Floats:
-    if graph.population(synapse.source).kind == "input":
-        return _input(source, images)
-    return codec.rates(graph, forward, synapse.source)
-
-
-def _input(source: Source, images: Array) -> Floats:
-    """What the input connection's weights saw: the normalised image for a module, the image itself for folded weights."""
-    values = np.asarray(images, np.float64)
-    module = source.module
-    if module is None or module.normalize is None:
+def _image(graph: Graph, images: Array, leak: float) -> Floats:
+    """The input as folded weights see it; events as a mean over time, weighted as the target weights its currents."""
+    values = codec.check_inputs(graph, images).astype(np.float64)
+    if not graph.of_kind("input")[0].events:
         return values
-    channels = (1, -1) + (1,) * (len(module.input_shape) - 1)
-    settings = module.normalize.settings
-    mean, std = (np.asarray(v, np.float64).reshape(channels) for v in (settings.mean, settings.std))
-    normalized: Floats = (values.reshape(len(values), *module.input_shape) - mean) / std
-    return normalized
+    steps = values.shape[-1]
+    weights = leak ** np.arange(steps - 1, -1, -1.0) / leak_sum(leak, steps)
+    mean: Floats = values @ weights
+    return mean
 
 
-def _parameter(op: Op, source: Source) -> str:
-    """The torch parameter behind a weight: lowering keeps its name as the tensor's. An artefact's folded weight keeps its own name, `.scaled`."""
-    name = str(weight_of(op))
-    return name if source.module is None else name.removesuffix(".scaled")
+def _of_weights(graph: Graph, ops: Sequence[Op], sent: Floats, post: Floats) -> dict[str, Floats]:
+    """d<post, ops(sent)> by weight."""
+    import torch
+
+    from toolchain.targets.torch_operations import TORCH, Composition
+
+    weights = {
+        name: torch.from_numpy(graph.tensors[name].astype(np.float64)).requires_grad_() for op in ops if (name := weight_of(op)) is not None
+    }
+    if not weights:
+        return {}
+    with torch.set_grad_enabled(True):
+        through = Composition(ops, sent.shape[1:], post.shape[1:], graph.tensors, weights.__getitem__, convolutions=TORCH, sums=False)
+        made = through(torch.from_numpy(_rows(sent)))
+        gradients = torch.autograd.grad(made, list(weights.values()), torch.from_numpy(_rows(post)))
+    return {name: gradient.numpy() for name, gradient in zip(weights, gradients, strict=True)}
 
 
 def _rows(values: Array) -> Floats:
-    return values.reshape(len(values), -1).astype(np.float64)
+    return np.ascontiguousarray(values.reshape(len(values), -1).astype(np.float64))
 
 
 def _share(parts: list[npt.NDArray[np.bool_]]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from toolchain import codec, data
 from toolchain.artifact import Artifact
 from toolchain.compiler import golden_record, graph_for, in_steps
-from toolchain.deploy import Options, available, device_of, started
+from toolchain.deploy import Options, available, device_of, sample_shape, started
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph
 from toolchain.progress import track
@@ -25,6 +25,9 @@ FORWARD_SAMPLES = 100
 FEEDBACK_SAMPLES = 20
 CHUNK = 20
 """Samples compared at a time: full histories are large."""
+
+SENDING = ("couple", "linear")
+"""The kinds of populations whose spikes are compared; of relays the values that they pass on."""
 
 INSTEAD = "leave it out: --targets reference,sim"
 """What to do where a target is missing: a fallback would be compared with itself."""
@@ -160,7 +163,8 @@ def verify(
         forward = feedback
     if phase != "forward" and not graph.has_phase("feedback"):
         raise UsageError(f"'{source.name}' has no feedback phase: verify it with --phase forward")
-    loaded = data.load(dataset, samples=forward, data_dir=data_dir)
+    time_steps, size = sample_shape(source, dataset)
+    loaded = data.load(dataset, samples=forward, data_dir=data_dir, time_steps=time_steps, image_size=size)
     return _compared(source, chosen, graph, loaded, feedback, forward_counts=phase != "feedback")
 
 
@@ -189,14 +193,14 @@ def _compared(
         for first in track(starts, f"verify {source.name}", total=len(starts)):
             images, labels = loaded.images[first : first + CHUNK], loaded.labels[first : first + CHUNK]
             results = [run.run(images) for run in runs]
-            activity["forward"] += _spikes(results[0])
+            activity["forward"] += _spikes(graph, results[0])
             if forward_counts:
                 pairs = [p.plus(_difference(graph, p, results[0], other, first)) for p, other in zip(pairs, results[1:], strict=True)]
             if first < feedback:
                 error = codec.output_error(graph, results[0], labels)
                 error[max(0, feedback - first) :] = 0
                 backs = [run.run(error, phase="feedback") for run in runs]
-                activity["feedback"] += _spikes(backs[0])
+                activity["feedback"] += _spikes(graph, backs[0])
                 pairs = [p.plus(_difference(graph, p, backs[0], other, first)) for p, other in zip(pairs, backs[1:], strict=True)]
     samples = ({"forward": len(loaded.images)} if forward_counts else {}) | ({"feedback": feedback} if feedback else {})
     return Verification(
@@ -211,17 +215,19 @@ def _difference(graph: Graph, pair: Pair, a: Result, b: Result, first_sample: in
     compared = spikes = potentials = saturations = 0
     for name in order:
         one, two = a.history[name], b.history[name]
-        compared += one.spikes.size if graph.population(name).kind == "couple" else 0
+        compared += one.spikes.size if graph.population(name).kind in SENDING else 0
         spikes += int((one.spikes != two.spikes).sum())
         potentials += int((one.potentials != two.potentials).sum())
         saturations += int((a.saturations[name] != b.saturations[name]).sum())
-        found += _first(a.phase, name, one, two, first_sample)
+        sent = "value" if graph.population(name).kind == "linear" else "spike"
+        found += _first(a.phase, name, sent, one, two, first_sample)
         found += _first_saturation(a, b, name, first_sample)
     earliest = min(found, key=lambda d: (d.step, order.index(d.population)), default=None)
     return Pair(pair.a, pair.b, compared, spikes, potentials, saturations, earliest)
 
 
-def _first(phase: str, name: str, one: History, two: History, first_sample: int) -> list[Difference]:
+def _first(phase: str, name: str, sent: str, one: History, two: History, first_sample: int) -> list[Difference]:
+    """The first difference of each kind; `sent` is what the population sends."""
     differences = []
     for kind in ("spikes", "potentials"):
         a, b = getattr(one, kind), getattr(two, kind)
@@ -230,7 +236,7 @@ def _first(phase: str, name: str, one: History, two: History, first_sample: int)
             step, sample, *neuron = (int(i) for i in where[0])
             at = tuple(where[0])
             flat = int(np.ravel_multi_index(tuple(neuron), a.shape[2:]))
-            word = "spike" if kind == "spikes" else "potential"
+            word = sent if kind == "spikes" else "potential"
             differences.append(Difference(phase, name, flat, step + 1, first_sample + sample, word, a[at].item(), b[at].item()))
     return differences
 
@@ -260,7 +266,7 @@ def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verific
         with started(source, target, Options(), golden.phases) as run:
             for phase in golden.phases:
                 result = run.run(tensors["inputs"] if phase == "forward" else tensors["error"], phase=phase)
-                activity[phase] = _spikes(result)
+                activity[phase] = _spikes(graph, result)
                 pair = pair.plus(_golden_difference(graph, pair, result, tensors))
         pairs.append(pair)
     samples = dict.fromkeys(golden.phases, golden.samples)
@@ -295,7 +301,7 @@ def _golden_difference(graph: Graph, pair: Pair, result: Result, tensors: dict[s
             Pair(
                 pair.a,
                 pair.b,
-                found.size if spiking and graph.population(name).kind == "couple" else 0,
+                found.size if spiking and graph.population(name).kind in SENDING else 0,
                 len(where) if spiking else 0,
                 len(where) if kind == "potentials" else 0,
                 len(where) if kind == "saturations" else 0,
@@ -310,5 +316,5 @@ def _devices(chosen: Sequence[Target]) -> str:
     return ", ".join(dict.fromkeys(device_of(target, Options()) for target in chosen))
 
 
-def _spikes(result: Result) -> int:
-    return int(sum(int(a.sum()) for a in result.activity.values()))
+def _spikes(graph: Graph, result: Result) -> int:
+    return sum(int(activity.sum()) for name, activity in result.activity.items() if graph.population(name).kind == "couple")
