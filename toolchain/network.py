@@ -16,6 +16,10 @@ from toolchain.ir import LARGEST_STEPS
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 Shape = tuple[int, ...]
+TWO = msgspec.Meta(min_length=2, max_length=2)  # msgspec 0.22 reads wrong memory for tuple[Count, Count] beside a bounded int
+Sides = Union[Count, Annotated[tuple[Count, ...], TWO]]
+"""One number for height and width, or (height, width)."""
+Margins = Union[Size, Annotated[tuple[Size, ...], TWO]]
 
 MOST_AXES = 8
 MOST_WEIGHTS = 2**31
@@ -89,29 +93,36 @@ class Linear(msgspec.Struct, frozen=True, tag="linear", tag_field="type", forbid
 
 
 class Conv2d(msgspec.Struct, frozen=True, tag="conv2d", tag_field="type", forbid_unknown_fields=True):
-    """A convolution with square kernels, weight (outputs, inputs, kernel, kernel); inputs and outputs count channels."""
+    """A convolution, weight (outputs, inputs / groups, *kernel); inputs and outputs count channels, the rest is one number or (height, width).
+
+    Each of `groups` equal shares of the inputs makes a share of the outputs; `dilation` is from one value under the kernel to the next.
+    """
 
     inputs: Count
     outputs: Count
-    kernel: Count
-    stride: Count = 1
-    padding: Size = 0
+    kernel: Sides
+    stride: Sides = 1
+    padding: Margins = 0
     bias: bool = True
     standardized: bool = False
     limit: Union[Limit, None] = None
+    groups: Count = 1
+    dilation: Sides = 1
 
 
 class ConvTranspose2d(msgspec.Struct, frozen=True, tag="conv-transpose2d", tag_field="type", forbid_unknown_fields=True):
-    """A transposed convolution, weight (inputs, outputs, kernel, kernel): what feeds a small layer back to a large one."""
+    """A transposed convolution, weight (inputs, outputs / groups, *kernel): what feeds a small layer back to a large one. Settings as of `Conv2d`."""
 
     inputs: Count
     outputs: Count
-    kernel: Count
-    stride: Count = 1
-    padding: Size = 0
-    output_padding: Size = 0
+    kernel: Sides
+    stride: Sides = 1
+    padding: Margins = 0
+    output_padding: Margins = 0
     bias: bool = True
     limit: Union[Limit, None] = None
+    groups: Count = 1
+    dilation: Sides = 1
 
 
 class AvgPool2d(msgspec.Struct, frozen=True, tag="avg-pool2d", tag_field="type", forbid_unknown_fields=True):
@@ -333,7 +344,7 @@ def _weights(part: Part) -> int:
     if isinstance(part, Linear):
         return part.inputs * part.outputs
     if isinstance(part, (Conv2d, ConvTranspose2d)):
-        return part.inputs * part.outputs * part.kernel**2
+        return part.inputs * part.outputs * prod(pair(part.kernel)) // part.groups
     return 0
 
 
@@ -397,20 +408,47 @@ def _part_shape(part: Part, shape: Shape, where: str) -> Shape:
     _require(len(shape) == 3, f"{where} needs a source of shape (channels, height, width) but it has shape {shape}")
     if isinstance(part, (Conv2d, ConvTranspose2d)):
         _require(shape[0] == part.inputs, f"{where} takes {part.inputs} channels but its source has shape {shape}: make them equal")
-        return _positive((part.outputs, *(_convolved(part, size) for size in shape[1:])), where, shape)
+        _check_convolution(part, where)
+        return _positive((part.outputs, *(_convolved(part, shape[1 + axis], axis) for axis in (0, 1))), where, shape)
     if isinstance(part, Upsample):
         return (shape[0], shape[1] * part.factor, shape[2] * part.factor)
     if isinstance(part, AdaptiveAvgPool2d):
         return (shape[0], part.size, part.size)
     _require(2 * part.padding <= part.kernel, f"{where} pads by {part.padding} for squares of {part.kernel}: pad by half of that at most")
-    return _positive((shape[0], *(_convolved(part, size) for size in shape[1:])), where, shape)
+    return _positive((shape[0], *((size + 2 * part.padding - part.kernel) // part.step + 1 for size in shape[1:])), where, shape)
 
 
-def _convolved(part: Union[Conv2d, ConvTranspose2d, AvgPool2d], size: int) -> int:
-    if not isinstance(part, ConvTranspose2d):
-        step = part.step if isinstance(part, AvgPool2d) else part.stride
-        return (size + 2 * part.padding - part.kernel) // step + 1
-    return (size - 1) * part.stride - 2 * part.padding + part.kernel + part.output_padding
+def pair(value: Union[int, tuple[int, ...]]) -> tuple[int, int]:
+    """(height, width) of a setting that may be one number for both."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _check_convolution(part: Union[Conv2d, ConvTranspose2d], where: str) -> None:
+    _require(
+        min(*pair(part.kernel), *pair(part.stride), *pair(part.dilation)) >= 1 and min(pair(part.padding)) >= 0,
+        f"{where} has kernel {part.kernel}, stride {part.stride}, dilation {part.dilation} and padding {part.padding}: "
+        "give at least 1, and 0 for the padding",
+    )
+    _require(
+        part.inputs % part.groups == part.outputs % part.groups == 0,
+        f"{where} has {part.inputs} channels in and {part.outputs} out in {part.groups} groups: groups must divide both",
+    )
+    if isinstance(part, ConvTranspose2d):
+        added, most = pair(part.output_padding), [max(ways) for ways in zip(pair(part.stride), pair(part.dilation), strict=True)]
+        _require(
+            all(0 <= extra < limit for extra, limit in zip(added, most, strict=True)),
+            f"{where} has output padding {part.output_padding}, stride {part.stride} and dilation {part.dilation}: "
+            "keep the output padding at 0 or more, below the larger of the others",
+        )
+
+
+def _convolved(part: Union[Conv2d, ConvTranspose2d], size: int, axis: int) -> int:
+    """How long an image of `size` values becomes along one axis, 0 for height."""
+    stride, padding = pair(part.stride)[axis], pair(part.padding)[axis]
+    covered = pair(part.dilation)[axis] * (pair(part.kernel)[axis] - 1) + 1
+    if isinstance(part, ConvTranspose2d):
+        return (size - 1) * stride - 2 * padding + covered + pair(part.output_padding)[axis]
+    return (size + 2 * padding - covered) // stride + 1
 
 
 def _positive(made: Shape, where: str, shape: Shape) -> Shape:

@@ -32,7 +32,14 @@ CONNECTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(12, 5), (3, 2, 2)),
     "convolution": (nn.Conv2d(3, 4, 3, 2, 1), (3, 7, 6)),
     "wide stride": (nn.Conv2d(3, 4, 2, 3), (3, 7, 6)),
+    "groups": (nn.Conv2d(6, 9, 3, 2, 1, groups=3), (6, 7, 6)),
+    "channel by channel": (nn.Conv2d(3, 6, 3, 1, 1, groups=3, bias=False), (3, 4, 5)),
+    "dilation": (nn.Conv2d(3, 4, 3, 2, 2, dilation=2), (3, 8, 7)),
+    "rectangles": (nn.Conv2d(4, 6, (3, 2), (1, 3), (2, 0), dilation=(3, 1), groups=2), (4, 7, 9)),
     "transposed": (nn.ConvTranspose2d(3, 4, 3, 2, 1, 1), (3, 4, 5)),
+    "transposed in groups": (nn.ConvTranspose2d(6, 9, 3, 2, 1, 1, groups=3), (6, 4, 5)),
+    "transposed with dilation": (nn.ConvTranspose2d(3, 4, 3, 2, 2, 2, dilation=3), (3, 4, 5)),
+    "transposed rectangles": (nn.ConvTranspose2d(4, 6, (3, 2), (1, 3), (2, 0), (1, 2), groups=2, dilation=(3, 1)), (4, 4, 5)),
     "pool": (nn.AvgPool2d(2), (3, 5, 4)),
     "overlapping pool": (nn.AvgPool2d(3, 2, 1), (3, 5, 4)),
     "spaced pool": (nn.AvgPool2d(2, 3), (3, 7, 6)),
@@ -46,6 +53,11 @@ CONNECTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "normalised values": (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), (6,)),
     "normalised alone": (nn.Sequential(nn.BatchNorm2d(3), nn.AvgPool2d(2)), (3, 4, 4)),
     "standardised": (nn.Sequential(Scale(2.74), nn.AvgPool2d(2), Standardized(nn.Conv2d(3, 4, 3, 1, 1))), (3, 6, 6)),
+    "groups normalised": (nn.Sequential(nn.Conv2d(4, 6, 3, 1, 1, groups=2), nn.BatchNorm2d(6)), (4, 5, 5)),
+    "transposed groups normalised": (nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, 1, groups=2, dilation=2), nn.BatchNorm2d(6)), (4, 3, 5)),
+    "groups standardised": (Standardized(nn.Conv2d(4, 6, (3, 1), 1, (2, 0), dilation=(2, 1), groups=2)), (4, 6, 5)),
+    "groups limited": (Limited(nn.Conv2d(4, 6, 3, 1, 1, groups=2, bias=False), Spectral(0.5)), (4, 5, 5)),
+    "transposed groups limited": (Limited(nn.ConvTranspose2d(4, 6, (2, 3), 2, groups=2), Frobenius(0.5)), (4, 3, 3)),
     "standardised values": (Standardized(nn.Linear(12, 5)), (3, 2, 2)),
     "spectral": (Limited(nn.Conv2d(3, 4, 3, 1, 1, bias=False), Spectral(0.5)), (3, 5, 5)),
     "frobenius": (Limited(nn.ConvTranspose2d(3, 4, 3, 2, 1, 1, bias=False), Frobenius(0.5)), (3, 4, 4)),
@@ -140,8 +152,15 @@ def test_pooling_is_a_spiking_layer() -> None:
         ({"hidden": [nn.AvgPool2d(2, 1, 1, count_include_pad=False), nn.Linear(12, 6)]}, "without the padding's zeros"),
         ({"hidden": [nn.AdaptiveAvgPool2d((2, 3)), nn.Linear(12, 6)]}, "give one number for height and width"),
         ({"input": nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), Gain(float("nan")))}, "scales by nan"),
-        ({"input": nn.Conv2d(2, 4, 3, 2, 1, groups=2)}, "groups, dilation"),
-        ({"input": nn.Conv2d(2, 3, (3, 5), 2, 1)}, "give one number for height and width"),
+        ({"hidden": [nn.AvgPool2d((2, 1)), nn.Linear(24, 6)]}, "give one number for height and width"),
+        ({"input": nn.Conv2d(2, 3, 3, 2, 1, padding_mode="reflect")}, "pads with 'reflect': leave padding_mode at 'zeros'"),
+        ({"input": nn.Conv2d(2, 3, 3, 1, "same")}, "a kernel, stride or padding of 'same': give whole numbers"),
+        ({"input": nn.Conv2d(2, 3, 3, 2, 1, dilation=0)}, "dilation 0 and padding 1: give at least 1"),
+        ({"input": nn.Conv2d(2, 3, 3, 2, 0, dilation=(1, 4))}, "leaves nothing of its source"),
+        (
+            {"input": nn.ConvTranspose2d(2, 3, 3, 2, 1, (1, 2))},
+            r"output padding \(1, 2\), stride 2 and dilation 1: keep the output padding",
+        ),
         ({"input": nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU())}, "ReLU, which is not supported yet"),
         ({"input": nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.BatchNorm2d(4))}, "normalises 4 features"),
         ({"input": nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), nn.BatchNorm1d(3))}, "BatchNorm1d: use the other"),
@@ -175,18 +194,31 @@ def test_parts_that_do_not_fit_are_named(changes: dict[str, Any], message: str) 
         network(**changes)
 
 
+SEVERAL = "has several parts with weights, {}: put a layer of neurons or a relay between them"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"feedback": []}, "connection 'input' of 'images' is a Conv2d, which is not compiled yet: use Linear"),
-        ({"trained_threshold": TrainedThreshold()}, "trained thresholds"),
-        ({"readout": None}, "no readout"),
-        ({"relays": [1]}, "layer 1 of 'images' is a relay, which is not compiled yet"),
-        ({"skips": [(None, 2, nn.Linear(128, 6))]}, "skip 0 of 'images' leads from the input to layer 2"),
-        ({"feedback": [(2, 0, nn.Linear(6, 48))]}, "feedback 0 of 'images' has a bias"),
+        (
+            {"input": nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), Standardized(nn.Conv2d(3, 3, 1)))},
+            r"connection 'input' of 'images' " + SEVERAL.format(r"'input.0' \(Conv2d\), 'input.1' \(Standardized\)"),
+        ),
+        (
+            {"hidden": [nn.AvgPool2d(2), nn.Sequential(nn.ConvTranspose2d(3, 2, 2, 2), nn.Linear(32, 6))]},
+            "'hidden.1' of 'images' " + SEVERAL.format(r"'hidden.1.0' \(ConvTranspose2d\), 'hidden.1.1' \(Linear\)"),
+        ),
+        (
+            {"hidden": [nn.Sequential(nn.Conv2d(3, 3, 2, 1, 1), nn.AdaptiveAvgPool2d(3)), nn.Linear(27, 6)]},
+            "'hidden.0' of 'images' " + SEVERAL.format(r"'hidden.0.0' \(Conv2d\), 'hidden.0.1' \(AdaptiveAvgPool2d\)"),
+        ),
+        (
+            {"input_shape": (2, 90, 90), "input": nn.Identity(), "hidden": [nn.AdaptiveAvgPool2d(52), nn.Linear(5408, 6)], "feedback": []},
+            r"'hidden.0' of 'images' makes \(2, 52, 52\) of \(2, 90, 90\) in unequal windows, .* choose a size that divides 90 x 90",
+        ),
     ],
 )
-def test_what_is_not_compiled_yet_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_what_is_not_compiled_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(GraphError, match=message):
         lower(network(**changes))
 

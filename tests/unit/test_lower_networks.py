@@ -175,6 +175,22 @@ FEATURES: dict[str, Callable[[], FeedbackSNN]] = {
     "transposed convolutions with norms": lambda: network(
         nn.Conv2d(3, 5, 3, 2, 1), nn.Sequential(nn.BatchNorm2d(5), nn.ConvTranspose2d(5, 4, 3, 2, 1), nn.BatchNorm2d(4))
     ),
+    "groups, dilation and rectangles": lambda: network(
+        nn.Conv2d(3, 6, 3, (2, 1), (2, 1), dilation=(2, 1), groups=3),
+        nn.Sequential(Scale(1.5), nn.Conv2d(6, 4, (3, 1), 1, (1, 0), groups=2)),
+        nn.ConvTranspose2d(4, 6, (2, 3), (1, 2), (1, 1), (0, 1), groups=2, dilation=(3, 1)),
+        nn.Conv2d(6, 6, 3, 2, 1, groups=6, bias=False),
+        feedback=[
+            (3, 1, nn.ConvTranspose2d(6, 4, (2, 3), 1, (0, 1), groups=2)),
+            (1, 0, Limited(nn.ConvTranspose2d(4, 6, 3, 1, 2, groups=2, dilation=2), Spectral(1.2))),
+        ],
+        neuron=QUICK,
+    ),
+    "groups with norms": lambda: network(
+        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 6, 3, 2, 1, groups=3), nn.BatchNorm2d(6)),
+        nn.Sequential(nn.BatchNorm2d(6), nn.ConvTranspose2d(6, 4, 3, 2, 1, groups=2), nn.BatchNorm2d(4)),
+        nn.Sequential(nn.AvgPool2d(2), Standardized(nn.Conv2d(4, 6, (3, 1), 1, 1, dilation=(1, 2), groups=2)), nn.BatchNorm2d(6)),
+    ),
     "upsampling": lambda: network(
         nn.Conv2d(3, 5, 3, 2, 1),
         nn.Upsample(scale_factor=2, mode="nearest"),
@@ -267,6 +283,7 @@ SPIDES = (
         "a deviation for each channel",
         "pools",
         "transposed convolutions",
+        "groups, dilation and rectangles",
         "adaptive pools of equal windows",
     ),
     *("adaptive pools of unequal windows", "standardised weights", "loops", "loops of integrators", "rates are logits"),

@@ -127,8 +127,8 @@ def _weighted_map(module: nn.Module) -> Map:
     weight = weight.detach()
     if isinstance(op, nn.Linear):
         return DenseMap(weight, weight.t().contiguous())
-    stride, padding = _number(op.stride, "a connection"), _number(op.padding, "a connection")
-    return ConvMap(weight, stride, padding) if isinstance(op, nn.Conv2d) else ConvTransposeMap(weight, stride, padding)
+    stride, padding, dilation = (plain.pair(_sides(value, "a connection")) for value in (op.stride, op.padding, op.dilation))
+    return (ConvMap if isinstance(op, nn.Conv2d) else ConvTransposeMap)(weight, stride, padding, dilation, op.groups)
 
 
 def _describe_weighted(module: Any, where: str) -> plain.Part:
@@ -138,21 +138,30 @@ def _describe_weighted(module: Any, where: str) -> plain.Part:
     limit = module.limit if isinstance(module, Limited) else None
     if isinstance(op, nn.Linear):
         return plain.Linear(op.in_features, op.out_features, op.bias is not None, standardized, limit)
-    if op.groups != 1 or set(op.dilation) != {1} or op.padding_mode != "zeros":
-        raise UsageError(f"{where} has groups, dilation or a padding mode: use a plain convolution with zeros around")
-    kernel, stride, padding = (_number(value, where) for value in (op.kernel_size, op.stride, op.padding))
+    if op.padding_mode != "zeros":
+        raise UsageError(f"{where} pads with '{op.padding_mode}': leave padding_mode at 'zeros', the only one there is")
+    channels, biased = (op.in_channels, op.out_channels), op.bias is not None
+    kernel, stride, padding, dilation = (_sides(value, where) for value in (op.kernel_size, op.stride, op.padding, op.dilation))
     if isinstance(op, nn.Conv2d):
-        return plain.Conv2d(op.in_channels, op.out_channels, kernel, stride, padding, op.bias is not None, standardized, limit)
-    extra = _number(op.output_padding, where)
-    return plain.ConvTranspose2d(op.in_channels, op.out_channels, kernel, stride, padding, extra, op.bias is not None, limit)
+        return plain.Conv2d(*channels, kernel, stride, padding, biased, standardized, limit, op.groups, dilation)
+    extra = _sides(op.output_padding, where)
+    return plain.ConvTranspose2d(*channels, kernel, stride, padding, extra, biased, limit, op.groups, dilation)
+
+
+def _sides(value: Any, where: str) -> Union[int, tuple[int, int]]:
+    """n for (n, n) and n, else (height, width)."""
+    sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise UsageError(f"{where} has a kernel, stride or padding of {value!r}: give whole numbers, one or (height, width)")
+    return int(sides[0]) if sides[0] == sides[1] else (int(sides[0]), int(sides[1]))
 
 
 def _number(value: Any, where: str) -> int:
     """The one number behind (n, n) or n."""
-    found = {value} if isinstance(value, (int, str)) else set(value)
-    if len(found) == 1 and isinstance(next(iter(found)), int):
-        return int(next(iter(found)))
-    raise UsageError(f"{where} has kernels, strides or padding {value}: give one number for height and width")
+    found = _sides(value, where)
+    if isinstance(found, int):
+        return found
+    raise UsageError(f"{where} pools with windows, strides or padding {value}: give one number for height and width")
 
 
 def _describe_pool(module: nn.AvgPool2d, where: str) -> plain.AvgPool2d:
@@ -261,10 +270,13 @@ def _build_weighted(part: Union[plain.Linear, plain.Conv2d, plain.ConvTranspose2
     op: Union[nn.Linear, nn.Conv2d, nn.ConvTranspose2d]
     if isinstance(part, plain.Linear):
         op = nn.Linear(part.inputs, part.outputs, bias=part.bias)
-    elif isinstance(part, plain.Conv2d):
-        op = nn.Conv2d(part.inputs, part.outputs, part.kernel, part.stride, part.padding, bias=part.bias)
     else:
-        op = nn.ConvTranspose2d(part.inputs, part.outputs, part.kernel, part.stride, part.padding, part.output_padding, bias=part.bias)
+        kernel, stride, padding, dilation = (plain.pair(sides) for sides in (part.kernel, part.stride, part.padding, part.dilation))
+        if isinstance(part, plain.Conv2d):
+            op = nn.Conv2d(part.inputs, part.outputs, kernel, stride, padding, dilation, part.groups, part.bias)
+        else:
+            extra = plain.pair(part.output_padding)
+            op = nn.ConvTranspose2d(part.inputs, part.outputs, kernel, stride, padding, extra, part.groups, part.bias, dilation)
     if not isinstance(op, nn.ConvTranspose2d) and getattr(part, "standardized", False):
         return Standardized(op)
     return op if part.limit is None else Limited(op, part.limit)

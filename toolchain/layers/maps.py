@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Union
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 Shape = tuple[int, ...]
+Pair = tuple[int, int]
+"""(height, width)."""
 
 SPARSE_ONE_IN = 32
 """On a CPU, spikes sparser than one in this many are added row by row: measured 4 times faster than a dense product at 0.3 % spikes."""
@@ -60,49 +62,55 @@ def _add_product(total: Tensor, spikes: Tensor, matrix: Tensor) -> None:
 
 @dataclass(frozen=True)
 class ConvMap:
-    """A convolution, weight (target channels, source channels, kernel, kernel)."""
+    """A convolution, weight (target channels, source channels / groups, *kernel)."""
 
     weight: Tensor
-    stride: int
-    padding: int
+    stride: Pair
+    padding: Pair
+    dilation: Pair = (1, 1)
+    groups: int = 1
 
     def add(self, total: Tensor, spikes: Tensor) -> None:
-        total += functional.conv2d(spikes, self.weight, None, self.stride, self.padding)
+        total += functional.conv2d(spikes, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def add_transposed(self, total: Tensor, spikes: Tensor) -> None:
-        total += _transposed(spikes, self.weight, self.stride, self.padding, total.shape[2:])
+        total += _transposed(self, spikes, total.shape[2:])
 
     def scaled(self, factor: Union[float, Tensor]) -> WeightedMap:
         """Also by one factor for each channel (or value) of the target."""
-        return ConvMap(self.weight * (factor.reshape(-1, 1, 1, 1) if isinstance(factor, Tensor) else factor), self.stride, self.padding)
+        return replace(self, weight=self.weight * (factor.reshape(-1, 1, 1, 1) if isinstance(factor, Tensor) else factor))
 
 
 @dataclass(frozen=True)
 class ConvTransposeMap:
-    """A transposed convolution, weight (source channels, target channels, kernel, kernel)."""
+    """A transposed convolution, weight (source channels, target channels / groups, *kernel)."""
 
     weight: Tensor
-    stride: int
-    padding: int
+    stride: Pair
+    padding: Pair
+    dilation: Pair = (1, 1)
+    groups: int = 1
 
     def add(self, total: Tensor, spikes: Tensor) -> None:
-        total += _transposed(spikes, self.weight, self.stride, self.padding, total.shape[2:])
+        total += _transposed(self, spikes, total.shape[2:])
 
     def add_transposed(self, total: Tensor, spikes: Tensor) -> None:
-        made = functional.conv2d(spikes, self.weight, None, self.stride, self.padding)
+        made = functional.conv2d(spikes, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
         total += made[..., : total.shape[2], : total.shape[3]]
 
     def scaled(self, factor: Union[float, Tensor]) -> WeightedMap:
         """Also by one factor for each channel (or value) of the target."""
-        weight = self.weight * (factor.reshape(1, -1, 1, 1) if isinstance(factor, Tensor) else factor)
-        return ConvTransposeMap(weight, self.stride, self.padding)
+        if isinstance(factor, Tensor):  # the target's channels of one group lie along the second axis, the groups along the first
+            factor = factor.reshape(self.groups, -1, 1, 1).repeat_interleave(len(self.weight) // self.groups, 0)
+        return replace(self, weight=self.weight * factor)
 
 
-def _transposed(spikes: Tensor, weight: Tensor, stride: int, padding: int, size: torch.Size) -> Tensor:
+def _transposed(step: Union[ConvMap, ConvTransposeMap], spikes: Tensor, size: torch.Size) -> Tensor:
     """The transposed convolution that makes images of `size`."""
-    kernel = weight.shape[2]
-    missing = [size[i] - ((spikes.shape[2 + i] - 1) * stride - 2 * padding + kernel) for i in (0, 1)]
-    return functional.conv_transpose2d(spikes, weight, None, stride, padding, (missing[0], missing[1]))
+    covered = [step.dilation[i] * (step.weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
+    missing = [size[i] - ((spikes.shape[2 + i] - 1) * step.stride[i] - 2 * step.padding[i] + covered[i]) for i in (0, 1)]
+    ends = (missing[0], missing[1])
+    return functional.conv_transpose2d(spikes, step.weight, None, step.stride, step.padding, ends, step.groups, step.dilation)
 
 
 @dataclass(frozen=True)

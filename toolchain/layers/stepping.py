@@ -89,7 +89,15 @@ def _obstacle(maps: Sequence[Map], like: Tensor) -> str | None:
     for step in maps:
         if type(step) not in LINKS:
             return f"it has no {type(step).__name__}: make each part a layer of its own"
+        if isinstance(step, (ConvMap, ConvTransposeMap)) and not _square(step):
+            return "it has no convolution with groups, dilation, or another kernel, stride or padding for height than for width: use torch"
     return native.missing()
+
+
+def _square(step: Union[ConvMap, ConvTransposeMap]) -> bool:
+    """Whether a convolution is one that `_conv` lays out: the same along both axes, all channels in one group, nothing between the kernel's values."""
+    alike = all(down == across for down, across in (step.weight.shape[2:], step.stride, step.padding))
+    return alike and step.groups == 1 and step.dilation == (1, 1)
 
 
 class Stage:
@@ -244,7 +252,7 @@ def _order(shape: Shape) -> Tensor:
 def _conv(step: Union[ConvMap, ConvTransposeMap], source: Shape, target: Shape, transposed: bool) -> Link:
     """Towards the smaller image (a convolution, or the transpose of a transposed one), or towards the larger."""
     down = isinstance(step, ConvMap) != transposed
-    kernel, stride, padding = step.weight.shape[2], step.stride, step.padding
+    kernel, stride, padding = step.weight.shape[2], step.stride[0], step.padding[0]  # `_square`: the others are the same
     if down:
         slots = torch.tensor([slot for group in _groups(kernel, stride) for slot in group])
         weight = step.weight.permute(1, 2, 3, 0)[:, slots][:, :, slots]

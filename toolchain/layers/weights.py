@@ -129,9 +129,9 @@ def linear(op: Weighted, weight: Tensor, values: Tensor) -> Tensor:
     if isinstance(op, nn.Linear):
         return functional.linear(values.flatten(1), weight, op.bias)
     if isinstance(op, nn.Conv2d):
-        return functional.conv2d(values, weight, op.bias, op.stride, op.padding)
+        return functional.conv2d(values, weight, op.bias, op.stride, op.padding, op.dilation, op.groups)
     padding = cast(tuple[int, int], op.padding)
-    return functional.conv_transpose2d(values, weight, op.bias, op.stride, padding, op.output_padding)
+    return functional.conv_transpose2d(values, weight, op.bias, op.stride, padding, op.output_padding, op.groups, op.dilation)
 
 
 def weighted(module: nn.Module, where: str) -> tuple[Weighted, Tensor]:
