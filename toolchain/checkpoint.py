@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 import msgspec
 
+from toolchain import data
 from toolchain.config import Config
 from toolchain.errors import ArtifactError, UsageError
 from toolchain.files import replace_file
@@ -90,11 +91,14 @@ def load(path: str | os.PathLike[str]) -> FeedbackSNN:
 
 
 def module(checkpoint: Checkpoint, path: Path) -> FeedbackSNN:
-    """The module of a checkpoint read from `path`, with its weights."""
+    """The module of a checkpoint read from `path`, with its weights; whether its data are events, the set it was trained on says."""
     from toolchain.layers import build
 
-    model = build(checkpoint.about.config.network)
+    config = checkpoint.about.config
+    model = build(config.network)
     load_weights(model, checkpoint.tensors, path)
+    if config.train.dataset in data.names():
+        model.events = config.train.dataset in data.EVENTS
     return model.eval()
 
 

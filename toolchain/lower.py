@@ -28,9 +28,6 @@ from toolchain.layers import FeedbackSNN, Gain, Limited, Normalize, Scale, Stand
 from toolchain.layers.weights import weighted
 from toolchain.network import output_shape, windows
 
-LARGEST_MATRIX = 2**26
-"""Most entries of the matrix that a pool with unequal windows becomes: half a GiB in float64."""
-
 
 class Place(NamedTuple):
     """Where a part of a connection stands: its name in the state dict, what reaches it and what it makes (without the samples), and whether a matrix came
@@ -106,8 +103,7 @@ def lower(model: FeedbackSNN) -> Graph:
 def takes_events(model: FeedbackSNN) -> bool:
     """Whether the data of `model` change from step to step: as its attribute `events` says; where it has none, whether its samples are images of the two
     channels of an event camera (off and on), as those of all event sets are and of no set of still images."""
-    said = getattr(model, "events", None)
-    return len(model.input_shape) == 3 and model.input_shape[0] == 2 if said is None else bool(said)
+    return len(model.input_shape) == 3 and model.input_shape[0] == 2 if model.events is None else model.events
 
 
 def fingerprint(model: FeedbackSNN) -> str:
@@ -171,10 +167,10 @@ def _not_one_weight(name: str, module: nn.Module, shape: ir.Shape) -> str | None
     weights: list[tuple[str, nn.Module]] = []
     for place, part in _places(name, module, shape):
         matrix = not isinstance(part, nn.Linear) and _becomes_matrix(part, place)
-        if matrix and prod(place.source) * prod(place.made) > LARGEST_MATRIX:
+        if matrix and prod(place.source) * prod(place.made) > ir.LARGEST_MATRIX:
             return (
                 f"makes {place.made} of {place.source} in unequal windows, a matrix of {prod(place.source) * prod(place.made):,} entries, more than "
-                f"{LARGEST_MATRIX:,}: choose a size that divides {place.source[1]} x {place.source[2]}"
+                f"{ir.LARGEST_MATRIX:,}: choose a size that divides {place.source[1]} x {place.source[2]}"
             )
         if matrix or isinstance(part, WEIGHTED):
             weights.append((place.path, part))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from toolchain import codec, ir, models
+from toolchain import checkpoint, codec, ir, models
+from toolchain.config import Config, Training
 from toolchain.errors import GraphError
-from toolchain.layers import FeedbackSNN, Neuron, Normalize
+from toolchain.layers import FeedbackSNN, Neuron, Normalize, describe
 from toolchain.lower import fingerprint, lower
 from toolchain.methods import spide
 from toolchain.passes import Adjoint
@@ -143,6 +145,19 @@ def test_a_pool_whose_matrix_would_be_huge_is_refused() -> None:
         match=r"'hidden.0' of 'huge' makes \(64, 7, 7\) of \(64, 19, 19\) .* 72,454,144 entries, more than 67,108,864: .*divides 19 x 19",
     ):
         lower(model)
+
+
+@pytest.mark.parametrize(("dataset", "events"), [("nmnist", True), ("mnist", False), ("a set of my own", None)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_checkpoint_takes_events_where_the_set_it_was_trained_on_has_them(
+    channels: int, dataset: str, events: bool | None, tmp_path: Path
+) -> None:
+    model = FeedbackSNN(name="own", input_shape=(channels, 4, 4), input=nn.Linear(16 * channels, 5), readout=nn.Linear(5, 2))
+    written = checkpoint.About(checkpoint.FORMAT, Config(describe(model), Training(dataset=dataset)), 1, 0.5)
+    checkpoint.write(tmp_path / checkpoint.NAME, model.state_dict(), written)
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.events is events
+    assert lower(loaded).population("input").events == (channels == 2 if events is None else events)
 
 
 def test_events_are_images_of_two_channels_unless_the_model_says_otherwise() -> None:

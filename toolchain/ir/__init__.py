@@ -5,6 +5,7 @@ arithmetic happens here (see `toolchain.fixed`), and neither torch nor lava is i
 """
 
 from toolchain.ir.operations import (
+    LARGEST_MATRIX,
     adjoint,
     entry_shape,
     largest_rows,
@@ -57,6 +58,7 @@ from toolchain.ir.validity import verify
 __all__ = [
     "DECAY_ONE",
     "EXPONENT_LIMIT",
+    "LARGEST_MATRIX",
     "LARGEST_STEPS",
     "MANTISSA_LIMIT",
     "POTENTIAL_LIMIT",

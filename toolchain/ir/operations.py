@@ -24,6 +24,9 @@ from toolchain.ir.parts import (
     Upsample,
 )
 
+LARGEST_MATRIX = 2**26
+"""Most entries of a matrix that stands for something without weights, such as a pool with unequal windows: half a GiB in float64."""
+
 
 def weight_of(op: Op) -> str | None:
     """The tensor an operation reads, if any."""

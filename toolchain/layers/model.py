@@ -94,7 +94,8 @@ class FeedbackSNN(nn.Module):
     `skips` (source layer or None for the input, later layer, connection), within the step, and `relays` the layers that have no neurons.
     `readout` turns the last rates into logits (None: they are the logits). `weighted_readout`, `dropout_of` and `trained_threshold` are those of
     `network.Network`; with the last, `thresholds` has one number for each layer that fires, in order. Inputs are (samples, *input_shape), flattened or not, held for all T steps; or events with time
-    as the last axis, (samples, *input_shape, T). Raises UsageError where the parts do not fit.
+    as the last axis, (samples, *input_shape, T). `events` says which of both, where it is known (None: the input's shape tells, see `lower.takes_events`); it is not part of
+    the description. Raises UsageError where the parts do not fit.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class FeedbackSNN(nn.Module):
         self.dropout_of = dict(dropout_of or {})
         self.weighted_readout = weighted_readout
         self.trained_threshold = trained_threshold
+        self.events: bool | None = None
         self.thresholds = nn.ParameterList()
         if trained_threshold is not None:
             self.thresholds.extend(nn.Parameter(torch.tensor(trained_threshold.threshold)) for _ in self.spiking)

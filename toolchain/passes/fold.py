@@ -12,6 +12,7 @@ import numpy as np
 
 from toolchain.errors import GraphError
 from toolchain.ir import (
+    LARGEST_MATRIX,
     Array,
     AvgPool2d,
     Conv2d,
@@ -31,9 +32,6 @@ from toolchain.ir import (
     shapes_along,
     tensor_names,
 )
-
-LARGEST_MATRIX = 2**26
-"""Most entries of a matrix that a connection without weights becomes: half a GiB in float64."""
 
 Weighted = Union[Dense, Conv2d, ConvTranspose2d]
 
