@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from toolchain.feedback import feedback as feedback
     from toolchain.inspection import inspect as inspect
     from toolchain.train import train as train
+    from toolchain.tune import tune as tune
     from toolchain.verify import verify as verify
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _HOME = {
     "feedback": "toolchain.feedback",
     "inspect": "toolchain.inspection",
     "train": "toolchain.train",
+    "tune": "toolchain.tune",
     "verify": "toolchain.verify",
 }
 

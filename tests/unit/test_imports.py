@@ -34,7 +34,7 @@ RANKS = [
     {"deploy"},
     {"feedback"},
     {"comparison", "report"},
-    {"compare", "verify"},
+    {"compare", "verify", "tune"},
     {"doctor"},
     {"cli"},
     {"__main__"},

@@ -125,7 +125,7 @@ def shares(
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.set_xlabel(unit)
 
-    return _picture(name, draw, (WIDTH, 1.5 + 0.72 * max(len(values), 3)), alt, caption)
+    return drawn(name, draw, (WIDTH, 1.5 + 0.72 * max(len(values), 3)), alt, caption)
 
 
 def density(
@@ -171,7 +171,7 @@ def density(
         bar.ax.spines["outline"].set_visible(False)
         bar.set_label("pairs")
 
-    return _picture(name, draw, (WIDTH, 4.35), alt, caption)
+    return drawn(name, draw, (WIDTH, 4.35), alt, caption)
 
 
 def raster(name: str, trains: Sequence[Train], *, title: str, colour: str | None, alt: str, caption: str) -> Picture:
@@ -210,7 +210,7 @@ def raster(name: str, trains: Sequence[Train], *, title: str, colour: str | None
             keys = [Patch(color=PLUS, label="+1"), Patch(color=MINUS, label="\N{MINUS SIGN}1")]
             figure.legend(handles=keys, loc="outside lower right", ncols=2, frameon=False, handlelength=0.9, columnspacing=1.2)
 
-    return _picture(name, draw, (WIDTH, 4.7 + 0.9 * (len(trains) - 1)), alt, caption)
+    return drawn(name, draw, (WIDTH, 4.7 + 0.9 * (len(trains) - 1)), alt, caption)
 
 
 def potentials(name: str, neurons: Sequence[Lines], palette: Mapping[str, str], *, signed: bool, alt: str, caption: str) -> Picture:
@@ -241,7 +241,7 @@ def potentials(name: str, neurons: Sequence[Lines], palette: Mapping[str, str], 
         keys = [Line2D([], [], color=palette[t], linewidth=widths[t], alpha=alphas[t], label=t) for t in names]
         figure.legend(handles=keys, loc="outside upper left", ncols=min(len(names), 3), frameon=False, handlelength=1.4)
 
-    return _picture(name, draw, (WIDTH, 1.4 + 1.75 * len(neurons)), alt, caption)
+    return drawn(name, draw, (WIDTH, 1.4 + 1.75 * len(neurons)), alt, caption)
 
 
 def _spike_marks(axes: Axes, neuron: Lines, names: Sequence[str], palette: Mapping[str, str]) -> None:
@@ -287,10 +287,10 @@ def confusion(name: str, matrix: npt.NDArray[np.int64], *, title: str, colour: s
         axes.set_ylabel("label")
         axes.set_title(title)
 
-    return _picture(name, draw, (WIDTH, 5.2), alt, caption)
+    return drawn(name, draw, (WIDTH, 5.2), alt, caption)
 
 
-def _picture(name: str, draw: Callable[[Figure], None], size: tuple[float, float], alt: str, caption: str) -> Picture:
+def drawn(name: str, draw: Callable[[Figure], None], size: tuple[float, float], alt: str, caption: str) -> Picture:
     """Draw once, save twice. No date, no version of anything goes into the files, so equal numbers give equal bytes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

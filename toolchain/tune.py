@@ -1,0 +1,497 @@
+"""Fewer weight bits and time steps: the cheapest network that still answers nearly as well, and what each step towards it costs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import toolchain
+from toolchain import artifact, checkpoint, codec, data, models
+from toolchain.artifact import Artifact
+from toolchain.compiler import compiled_as, executable, forward_only, golden_vectors, in_steps, lowered
+from toolchain.deploy import CHUNK, Options, classify, configure, device_of
+from toolchain.describe import table
+from toolchain.errors import DesignRuleError, UsageError
+from toolchain.files import ready_folder, replace_file
+from toolchain.ir import Graph
+from toolchain.passes import FLOAT_PIPELINE, Pipeline
+from toolchain.progress import track
+from toolchain.source import Model, Source, find
+from toolchain.target import Target, get
+from toolchain.versions import versions
+
+WEIGHT_BITS = (8, 7, 6, 5, 4, 3, 2)
+"""What is searched: all that the chip takes."""
+
+SEARCHED_ON = "sim"
+"""Bit-exact with every other integer target, and the fastest."""
+
+WRITTEN_FOR = "lava-sim"
+"""The target of the artefact that is written, as `compile` has it by default."""
+
+HELD_OUT = 5000
+"""Samples that points are judged by where training held none out; of small sets a fifth."""
+
+PICTURES = (".png", ".svg")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of weight bits and of time steps, as it did on the held-out samples. `accuracy` is a fraction of 1, `drop` in points against
+    the float model; `pareto`: no other point is at least as accurate with fewer synaptic operations."""
+
+    weight_bits: int
+    time_steps: int
+    accuracy: float
+    drop: float
+    synaptic_operations_per_sample: float
+    spikes_per_sample: float
+    saturations: int
+    pareto: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.weight_bits} bits, T {self.time_steps}"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The float model at its own number of time steps, on the same held-out samples."""
+
+    time_steps: int
+    accuracy: float
+    spikes_per_sample: float
+    synaptic_operations_per_sample: float | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """The chosen point once on the test set, which the search never sees."""
+
+    samples: int
+    reference_accuracy: float
+    accuracy: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` found. `samples` held-out training samples judged all points; `chosen` is None where no point is within `max_drop` points, and
+    `nearest` is then the one that came closest. `refused` says which points do not fit the chip. `notes` are for the reader."""
+
+    model: str
+    dataset: str
+    samples: int
+    input: str
+    timing: str
+    max_drop: float
+    reference: Reference
+    points: tuple[Point, ...]
+    chosen: Point | None
+    nearest: Point
+    test: Check | None
+    refused: tuple[str, ...]
+    notes: tuple[str, ...]
+    output: Path | None
+    picture: Path | None
+    device: str
+    seconds: float
+    versions: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        return self.chosen is not None
+
+    @property
+    def shortfall(self) -> str:
+        """What to say where no point is within the drop."""
+        return (
+            f"no point of '{self.model}' is within {self.max_drop:g} points of the float model's {100 * self.reference.accuracy:.2f} %: the nearest is "
+            f"{self.nearest.name} with {100 * self.nearest.accuracy:.2f} %, so allow --max-drop {ceil(100 * self.nearest.drop) / 100:g}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "split": "train",
+            "samples": self.samples,
+            "input": self.input,
+            "timing": self.timing,
+            "max_drop_points": self.max_drop,
+            "passed": self.passed,
+            "reference": {"target": "torch", **asdict(self.reference)},
+            "chosen": None if self.chosen is None else asdict(self.chosen),
+            "nearest": asdict(self.nearest),
+            "test": None if self.test is None else asdict(self.test),
+            "points": [asdict(point) for point in self.points],
+            "refused": list(self.refused),
+            "notes": list(self.notes),
+            "output": None if self.output is None else str(self.output),
+            "picture": None if self.picture is None else str(self.picture),
+            "device": self.device,
+            "seconds": self.seconds,
+            "versions": self.versions,
+        }
+
+    def to_text(self) -> str:
+        lines = [
+            f"{self.model}, judged on the last {self.samples:,} training samples of {self.dataset}, --input {self.input}",
+            f"float model: {100 * self.reference.accuracy:.2f} % at T {self.reference.time_steps}",
+            "",
+            f"points that no other beats at both accuracy and synaptic operations, of {len(self.points)} that were run:",
+            *table(
+                ["bits", "T", "accuracy %", "drop", "SynOps/sample", "spikes/sample", ""],
+                [_cells(p, self.chosen) for p in sorted(self.points, key=_cost) if p.pareto],
+                left=0,
+            ),
+            "",
+        ]
+        if self.chosen is not None:
+            first = next((p for p in self.points if (p.weight_bits, p.time_steps) == (8, self.reference.time_steps)), None)
+            share = (
+                ""
+                if first is None
+                else f", {_share(self.chosen, first)} of those at 8 bits and T {first.time_steps} ({first.synaptic_operations_per_sample:,.0f})"
+            )
+            lines.append(
+                f"chosen: {self.chosen.name}: {self.chosen.synaptic_operations_per_sample:,.0f} synaptic operations a sample{share}"
+            )
+        if self.test is not None:
+            lines.append(
+                f"on {self.test.samples:,} test samples, which the search did not see: {100 * self.test.accuracy:.2f} %, "
+                f"the float model {100 * self.test.reference_accuracy:.2f} % (drop {self.test.drop:.2f} points)"
+            )
+        if self.chosen is None:
+            lines.append(f"nothing chosen: {self.shortfall}")
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"does not fit: {sentence}" for sentence in self.refused]
+        lines += [f"wrote {path}" for path in (self.output, self.picture) if path is not None]
+        return "\n".join(lines)
+
+
+def _cells(point: Point, chosen: Point | None) -> list[str]:
+    return [
+        f"{point.weight_bits}",
+        f"{point.time_steps}",
+        f"{100 * point.accuracy:.2f}",
+        f"{point.drop:+.2f}",
+        f"{point.synaptic_operations_per_sample:,.0f}",
+        f"{point.spikes_per_sample:,.0f}",
+        "chosen" if point == chosen else "",
+    ]
+
+
+def _share(point: Point, whole: Point) -> str:
+    return f"{100 * point.synaptic_operations_per_sample / max(whole.synaptic_operations_per_sample, 1e-300):.1f} %"
+
+
+def tune(
+    model: Model,
+    *,
+    dataset: str | None = None,
+    max_drop: float = 0.5,
+    samples: int | None = None,
+    input: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    picture: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Tuned:
+    """Find the weight bits (8 to 2) and time steps (the model's own and fewer) with the fewest synaptic operations a sample at an accuracy at most
+    `max_drop` points below the float model's at its own time steps.
+
+    Points are judged by the last `samples` of the training split of `dataset`, never by test samples: by default as many as training held out, and the
+    data set it trained on. All bits are run at T, T/2, T/4, ... 1; then, bits by bits, the fewest time steps within the drop are found by halving, taking accuracy
+    and cost to rise with the time steps. Nothing is drawn at random. The chosen point is then run once on the test set (its first `samples`).
+    A network of events keeps its time steps: they are its frames. `input` is "bias" or "graded"; a .fsnn file keeps its own, and its timing.
+
+    `output` writes the chosen network as an artefact (FILE.fsnn), `picture` the Pareto front (.png or .svg); nothing is written to `output` where no
+    point is within the drop. Raises UsageError for a bad option, a missing data set, or one of other samples than the model takes.
+    """
+    if not 0 <= max_drop <= 100:
+        raise UsageError(f"max_drop is {max_drop}: give points of accuracy from 0 to 100")
+    places = [_place(output, (".fsnn",), "artefact"), _place(picture, PICTURES, "picture")]
+    source = find(model)
+    base, rest = _start(source, input)
+    name, held_out = _trained_on(model, source, base)
+    chosen_set = name if dataset is None else dataset
+    if chosen_set is None:
+        raise UsageError(f"'{source.name}' does not say what it was trained on: name the data set with --dataset")
+    judged_by, notes = _held_out(base, chosen_set, samples, held_out if chosen_set == name else None, data_dir)
+    began = time.perf_counter()
+    search = _Search(source, base, rest, judged_by, max_drop, Options(device=device))
+    search.run(WEIGHT_BITS)
+    best = search.chosen()
+    check = None if best is None else _check(search, best, chosen_set, samples, data_dir)
+    if base.of_kind("input")[0].events:
+        notes = (*notes, f"the time steps are the {search.steps} frames of its events: fewer are not searched")
+    if best is not None and places[0] is not None:
+        artifact.write(_artifact(source, base, input, best), places[0])
+    forward = search.compiled(best or search.nearest()).phase("forward")
+    tuned = Tuned(
+        model=source.name,
+        dataset=chosen_set,
+        samples=len(judged_by),
+        input="bias" if any(drive.source == "input" for drive in forward.drive) else "graded",
+        timing=forward.timing.mode,
+        max_drop=float(max_drop),
+        reference=search.reference,
+        points=search.points(),
+        chosen=best,
+        nearest=search.nearest(),
+        test=check,
+        refused=tuple(search.refused),
+        notes=notes,
+        output=None if best is None else places[0],
+        picture=places[1],
+        device=device_of(search.target, Options(device=device)),
+        seconds=time.perf_counter() - began,
+        versions=versions(),
+    )
+    if places[1] is not None:
+        _draw(tuned, places[1])
+    return tuned
+
+
+def _place(path: str | os.PathLike[str] | None, endings: Sequence[str], what: str) -> Path | None:
+    """A file can be written at `path`: found out before the work, not after."""
+    if path is None:
+        return None
+    place = Path(path)
+    if place.suffix not in endings:
+        raise UsageError(f"the {what} '{place}' needs the ending {' or '.join(endings)}")
+    if place.is_dir():
+        raise UsageError(f"the {what} '{place}' is a folder: give the name of a file")
+    ready_folder(place.parent)
+    return place
+
+
+def _start(source: Source, input: str | None) -> tuple[Graph, Pipeline]:
+    """The folded float graph with its adjoint, and what the search's target does from there on."""
+    pipeline = get(SEARCHED_ON).pipeline
+    if source.artifact is None:
+        base = FLOAT_PIPELINE.until("adjoint")(lowered(source))
+    elif input is not None:
+        raise UsageError(
+            f"'{source.name}' is compiled already, with an input of its own: leave --input out, or tune the model it was made of"
+        )
+    elif source.artifact.float_graph is None:
+        raise UsageError(
+            f"'{source.name}' was compiled without its float tensors, which tune starts from: compile it again without --no-float"
+        )
+    else:
+        base = source.artifact.float_graph
+    return base, _rest(pipeline, base, source, input)
+
+
+def _rest(pipeline: Pipeline, base: Graph, source: Source, input: str | None) -> Pipeline:
+    """The passes of `pipeline` that `base` has not been through, with the input and timing asked for or compiled with."""
+    rest = replace(pipeline, passes=tuple(p for p in pipeline.passes if p.name not in base.provenance.passes))
+    if source.artifact is not None:
+        return compiled_as(rest, source.artifact.graph)
+    return rest if input is None else rest.with_options(inject={"mode": input})
+
+
+def _trained_on(model: Model, source: Source, base: Graph) -> tuple[str | None, int | None]:
+    """The data set a model was trained on and how many of its last training samples were held out; None where nothing says so."""
+    if isinstance(model, (str, os.PathLike)) and source.module is not None:
+        path = models.get(str(model)).weights if str(model) in models.names() else Path(model)
+        train = checkpoint.read(path / checkpoint.NAME if path.is_dir() else path).about.config.train
+        return train.dataset, train.held_out
+    name = base.provenance.model
+    return (models.get(name).training.dataset, None) if name in models.names() else (None, None)
+
+
+def _held_out(
+    base: Graph, name: str, samples: int | None, held_out: int | None, data_dir: str | os.PathLike[str] | None
+) -> tuple[data.Dataset, tuple[str, ...]]:
+    """The samples that points are judged by, and what to know of them."""
+    whole = _load(base, name, "train", data_dir)
+    count = samples if samples is not None else (held_out or min(HELD_OUT, len(whole) // 5))
+    judged_by = data.hold_out(whole, count)[1]
+    if held_out is not None and count > held_out:
+        kept = "all of these samples" if held_out == 0 else f"these samples, but the last {held_out:,}"
+        return judged_by, (f"training learned from {kept}: accuracies on them are too good, and drops may be",)
+    return judged_by, ()
+
+
+def _load(base: Graph, name: str, split: str, data_dir: str | os.PathLike[str] | None) -> data.Dataset:
+    """A split of the data set in the model's size and frames; UsageError where its samples or classes are others than the model's."""
+    source, model = base.of_kind("input")[0], base.provenance.model
+    steps = base.phase("forward").time_steps if source.events else None
+    loaded = data.load(name, split=split, data_dir=data_dir, time_steps=steps, image_size=data.size_for(name, source.shape))
+    shape = loaded.images.shape[1 : 1 + len(source.shape)]
+    if int(np.prod(shape)) != int(np.prod(source.shape)):
+        raise UsageError(
+            f"'{model}' takes samples of shape {source.shape} and those of '{name}' have {shape}: give the data set it was made for"
+        )
+    classes = int(np.prod(base.of_kind("readout")[0].shape))
+    if int(loaded.labels.max()) >= classes:
+        raise UsageError(
+            f"'{model}' tells {classes} classes apart and '{name}' has {len(loaded.classes)}: give the data set it was made for"
+        )
+    return loaded
+
+
+def _cost(point: Point) -> tuple[float, float, int, int]:
+    """The order of choice: fewest synaptic operations, then the higher accuracy, then fewer bits and steps."""
+    return (point.synaptic_operations_per_sample, -point.accuracy, point.weight_bits, point.time_steps)
+
+
+class _Search:
+    """Runs points, each once, and remembers them."""
+
+    def __init__(self, source: Source, base: Graph, rest: Pipeline, dataset: data.Dataset, max_drop: float, options: Options) -> None:
+        self.base, self.rest, self.dataset, self.max_drop, self.options = base, rest, dataset, max_drop, options
+        self.source = source
+        self.target: Target = configure(get(SEARCHED_ON), options)
+        self.steps = base.phase("forward").time_steps
+        floats = classify(source, get("torch"), "torch", dataset, options)
+        self._correct = floats.correct
+        self.reference = Reference(floats.time_steps, floats.accuracy, floats.spikes_per_sample, floats.synaptic_operations_per_sample)
+        self.refused: list[str] = []
+        self._found: dict[tuple[int, int], Point | None] = {}
+
+    def run(self, weight_bits: Sequence[int]) -> None:
+        """The coarse grid, then for each number of bits the fewest time steps within the drop."""
+        grid = [(bits, steps) for steps in self._coarse() for bits in weight_bits]
+        for bits, steps in track(grid, f"tuning {self.source.name}"):
+            self.point(bits, steps)
+        if not self._found or all(point is None for point in self._found.values()):
+            raise DesignRuleError(f"'{self.source.name}' fits the chip at no number of weight bits: {self.refused[0]}")
+        for bits in track(weight_bits, f"tuning {self.source.name}, fewer time steps"):
+            self._refine(bits)
+
+    def _coarse(self) -> list[int]:
+        """T, T/2, T/4, ... 1, rounded up."""
+        if self.base.of_kind("input")[0].events:
+            return [self.steps]
+        found = [self.steps]
+        while found[-1] > 1:
+            found.append(ceil(found[-1] / 2))
+        return found
+
+    def _refine(self, bits: int) -> None:
+        """Halve between the fewest steps within the drop and the most below them that are not, while a point in between could still be the cheapest."""
+        run = sorted((p for p in self.points() if p.weight_bits == bits), key=lambda p: p.time_steps)
+        within = next((p for p in run if self._within(p)), None)
+        beyond = None if within is None else next((p for p in reversed(run) if p.time_steps < within.time_steps), None)
+        while within is not None and beyond is not None and within.time_steps - beyond.time_steps > 1:
+            best = self.chosen()
+            if best is not None and beyond.synaptic_operations_per_sample >= best.synaptic_operations_per_sample:
+                return
+            middle = self.point(bits, (within.time_steps + beyond.time_steps) // 2)
+            if middle is None:
+                return
+            within, beyond = (middle, beyond) if self._within(middle) else (within, middle)
+
+    def point(self, bits: int, steps: int) -> Point | None:
+        """The point at `bits` and `steps`; None where it does not fit the chip."""
+        if (bits, steps) not in self._found:
+            try:
+                self._found[bits, steps] = self._measured(bits, steps)
+            except DesignRuleError as error:
+                self.refused.append(f"{bits} bits, T {steps}: {error}")
+                self._found[bits, steps] = None
+        return self._found[bits, steps]
+
+    def _measured(self, bits: int, steps: int) -> Point:
+        right, operations, spikes, saturations = self.judged(self._graph(bits, steps), self.dataset)
+        return Point(
+            weight_bits=bits,
+            time_steps=steps,
+            accuracy=right / len(self.dataset),
+            drop=100 * (self._correct - right) / len(self.dataset),
+            synaptic_operations_per_sample=operations / len(self.dataset),
+            spikes_per_sample=spikes / len(self.dataset),
+            saturations=saturations,
+        )
+
+    def _graph(self, bits: int, steps: int) -> Graph:
+        return self.rest.with_options(quantize={"weight_bits": bits})(in_steps(self.base, {"forward": steps}))
+
+    def compiled(self, point: Point) -> Graph:
+        """The integer graph of a point."""
+        return self._graph(point.weight_bits, point.time_steps)
+
+    def judged(self, graph: Graph, dataset: data.Dataset) -> tuple[int, float, int, int]:
+        """Right answers, synaptic operations, spikes of couples and saturations of `graph`, over all samples."""
+        right, operations, spikes, saturations = 0, 0.0, 0, 0
+        couples = [population.name for population in graph.of_kind("couple")]
+        with executable(self.target, forward_only(graph)) as run:
+            for start in range(0, len(dataset), CHUNK):
+                part = dataset.part(start, min(start + CHUNK, len(dataset)))
+                images = np.asarray(part.images)
+                result = run.run(images)
+                right += int((codec.logits(run.graph, result).argmax(axis=1) == part.labels).sum())
+                operations += float(codec.synaptic_operations(run.graph, result, inputs=images).sum())
+                spikes += sum(int(result.activity[name].sum()) for name in couples)
+                saturations += sum(int(counted.sum()) for counted in result.saturations.values())
+        return right, operations, spikes, saturations
+
+    def points(self) -> tuple[Point, ...]:
+        """All points run, most bits and steps first, those of the Pareto front marked."""
+        found = [self._found[key] for key in sorted(self._found, reverse=True)]
+        return _marked([point for point in found if point is not None])
+
+    def chosen(self) -> Point | None:
+        """The cheapest point within the drop."""
+        return min((p for p in self.points() if self._within(p)), key=_cost, default=None)
+
+    def nearest(self) -> Point:
+        """The point with the least drop, the cheapest of equals."""
+        return min(self.points(), key=lambda p: (p.drop, _cost(p)))
+
+    def _within(self, point: Point) -> bool:
+        return point.drop <= self.max_drop + 1e-9
+
+
+def _marked(points: Iterable[Point]) -> tuple[Point, ...]:
+    """The same points, those that no other beats marked."""
+    highest, front = -1.0, set()
+    for point in sorted(points := list(points), key=_cost):
+        if point.accuracy > highest:
+            highest = point.accuracy
+            front.add((point.weight_bits, point.time_steps))
+    return tuple(replace(point, pareto=(point.weight_bits, point.time_steps) in front) for point in points)
+
+
+def _check(search: _Search, point: Point, name: str, samples: int | None, data_dir: str | os.PathLike[str] | None) -> Check:
+    whole = _load(search.base, name, "test", data_dir)
+    tested = whole if samples is None else whole.part(0, min(samples, len(whole)))
+    floats = classify(search.source, get("torch"), "torch", tested, search.options)
+    right = search.judged(search.compiled(point), tested)[0]
+    return Check(len(tested), floats.accuracy, right / len(tested), 100 * (floats.correct - right) / len(tested))
+
+
+def _artifact(source: Source, base: Graph, input: str | None, point: Point) -> Artifact:
+    """The artefact that `compile` makes of the same model with these bits and steps."""
+    target = WRITTEN_FOR if source.artifact is None else source.artifact.target
+    pipeline = get(target).pipeline
+    start = in_steps(base, {"forward": point.time_steps})
+    graph = _rest(pipeline, base, source, input).with_options(quantize={"weight_bits": point.weight_bits})(start)
+    golden, tensors = golden_vectors(graph)
+    return Artifact(graph, start, target, str(pipeline), toolchain.__version__, golden, tensors)
+
+
+def _draw(tuned: Tuned, place: Path) -> None:
+    from toolchain.report.pareto import pareto
+
+    drawn = pareto(
+        tuned.points,
+        tuned.chosen,
+        model=tuned.model,
+        samples=f"last {tuned.samples:,} training samples of {tuned.dataset}",
+        time_steps=tuned.reference.time_steps,
+        reference=tuned.reference.accuracy,
+        max_drop=tuned.max_drop,
+    )
+    replace_file(place, drawn.svg if place.suffix == ".svg" else drawn.png)
