@@ -357,6 +357,52 @@ def verify(
         raise ToleranceError(f"the targets do not compute the same for '{model}': see the first difference above")
 
 
+@app.command(
+    epilog=_examples(
+        "tune mnist-fc --max-drop 0.2 --picture out/pareto.png -o small.fsnn",
+        "tune runs/mine --dataset fashion-mnist --samples 2000 --json",
+    )
+)
+def tune(
+    model: Model,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="D", help="A data set with a training part; what MODEL trained on by default.")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(metavar="POINTS", help="Percentage points of accuracy that may be lost.")] = 0.5,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", help="The last N training samples judge; by default those that training held out.")
+    ] = None,
+    input: Annotated[
+        str | None, typer.Option(metavar="bias|graded", help="How the input reaches the chip; bias by default, of a .fsnn file its own.")
+    ] = None,
+    device: Device = "auto",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", parser=_path, metavar="FILE.fsnn", help="Write the chosen network as an artefact.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Draw the Pareto front: .png or .svg.")] = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Find the weight bits and time steps with the fewest synaptic operations.
+
+    Held-out training samples decide, the test set is run once with what was chosen; exit 4 where nothing is within --max-drop.
+    """
+    outcome = toolchain.tune(
+        model,
+        dataset=dataset,
+        max_drop=max_drop,
+        samples=samples,
+        input=input,
+        output=output,
+        picture=picture,
+        device=device,
+        data_dir=data_dir,
+    )
+    _print(outcome, json)
+    if not outcome.passed:
+        raise ToleranceError(outcome.shortfall)
+
+
 def _refuse(verb: str) -> None:
     @app.command(
         verb, hidden=True, help="Not part of this version.", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
@@ -365,7 +411,7 @@ def _refuse(verb: str) -> None:
         _later(f"'toolchain {verb}'")
 
 
-for _verb in ("learn", "tune", "estimate", "export", "import"):
+for _verb in ("learn", "estimate", "export", "import"):
     _refuse(_verb)
 
 
