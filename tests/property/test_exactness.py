@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from toolchain.passes.retime import Retime
+from toolchain.passes import Adjoint, Retime
 from toolchain.target import Result
 from toolchain.targets.reference import REFERENCE
 from toolchain.targets.sim import SIM
@@ -49,6 +49,33 @@ def test_sim_equals_reference(random_graph, random_inputs, options, mode, batch)
     x, error = random_inputs(graph, 5)
     expected = both_phases(REFERENCE, graph, x, error)
     found = both_phases(replace(SIM, batch=batch, device="cpu"), graph, x, error)
+    for a, b in zip(expected, found, strict=True):
+        assert_same(a, b)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), extreme=st.booleans(), host=st.booleans(), mode=st.sampled_from(["step", "exact", "pipelined"]))
+def test_sim_equals_reference_on_every_operation(drawn, data, extreme, host, mode):
+    """Convolutions, pools, upsampling, relays, events and several biases, in any timing."""
+    graph = data.draw(drawn.graphs(integer=True, extreme=extreme, host=host))
+    x, error = data.draw(drawn.values(graph))
+    graph = graph if mode == "step" else Retime(mode)(graph)
+    expected = both_phases(REFERENCE, graph, x, error)
+    found = both_phases(replace(SIM, batch=2, device="cpu"), graph, x, error)
+    for a, b in zip(expected, found, strict=True):
+        assert_same(a, b)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), host=st.booleans(), mode=st.sampled_from(["step", "exact", "pipelined"]))
+def test_torch_in_float64_equals_reference_on_every_operation(drawn, data, host, mode):
+    """Few bits and powers of two, leaks included: every sum is exact in float64."""
+    graph = data.draw(drawn.graphs(host=host))
+    x, error = data.draw(drawn.values(graph))
+    graph = Adjoint()(graph)
+    graph = graph if mode == "step" else Retime(mode)(graph)
+    expected = both_phases(REFERENCE, graph, x, error)
+    found = both_phases(replace(TORCH, dtype="float64", device="cpu"), graph, x, error)
     for a, b in zip(expected, found, strict=True):
         assert_same(a, b)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from toolchain import codec
@@ -17,7 +17,7 @@ from toolchain.passes import LOIHI_PIPELINE, Adjoint, Fold, Inject, Pipeline, Qu
 from toolchain.source import find
 from toolchain.targets.reference import REFERENCE
 
-SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def assert_same(found, expected):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import assume, given, reject, settings
+from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 
 from toolchain import codec, ir
@@ -13,7 +14,7 @@ from toolchain.errors import DesignRuleError
 from toolchain.passes import Adjoint, Fold, Inject, Pipeline, Quantize, Retime
 from toolchain.targets.reference import REFERENCE
 
-SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def verified(rewrite, graph):
@@ -163,3 +164,33 @@ def test_every_prefix_of_the_pipeline_is_valid_and_deterministic(drawn, data):
         np.testing.assert_array_equal(tensor, again.tensors[name])
     for name, tensor in graph.tensors.items():
         assert not tensor.flags.writeable, f"{name} may be changed by a pass"
+
+
+def test_the_draws_have_everything(drawn):
+    """Otherwise the tests above would prove nothing about what is missing: each operation, relays, events, skips, every kind of delay, and masks of both kinds."""
+    seen = Counter()
+
+    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    @given(data=st.data())
+    def look(data):
+        graph = data.draw(drawn.graphs())
+        inputs, error = data.draw(drawn.values(graph))
+        place = {name: i for i, name in enumerate(graph.phase("forward").order)}
+        seen.update(type(op).__name__ for s in graph.phase("forward").synapses for op in s.ops)
+        seen["events"] += graph.of_kind("input")[0].events
+        seen["relays"] += len(graph.of_kind("linear"))
+        for synapse in graph.phase("forward").synapses:
+            span = place[synapse.target] - place[synapse.source]
+            seen["skip" if span > 1 else "step"] += synapse.delay == 0
+            seen["self-loop" if span == 0 else "loop" if span < 0 else "late"] += synapse.delay
+        forward, feedback = histories(Adjoint()(graph), inputs, error)
+        for couple in graph.of_kind("couple"):
+            counts = forward[couple.name].spikes.sum(axis=0)
+            seen["open gates"] += int(((counts > 0) & (counts < len(forward[couple.name].spikes))).sum())
+            seen["full rates"] += int((counts == len(forward[couple.name].spikes)).sum())
+            seen["negative spikes"] += int((feedback[couple.name].spikes < 0).sum())
+
+    look()
+    operations = ["Dense", "Conv2d", "ConvTranspose2d", "AvgPool2d", "Upsample", "Scale"]
+    wanted = [*operations, "events", "relays", "skip", "self-loop", "loop", "late", "open gates", "full rates", "negative spikes"]
+    assert {name: seen[name] for name in wanted if seen[name] < 5} == {}
