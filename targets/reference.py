@@ -109,7 +109,7 @@ def simulate(
             potential[name] = after.potential
             emitted[name][tick] = after.spikes
             counts[name] += after.spikes
-            activity[name] += after.spikes != 0
+            activity[name] += (after.spikes != 0).astype(np.int32)
             traces[name] = traces[name] * phase.dynamics[name].leak + after.spikes
             saturations[name] += after.saturated
             if trace:
