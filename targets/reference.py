@@ -82,7 +82,7 @@ def simulate(
     potential = {name: np.zeros(shape[name], wide) for name in neurons}
     waiting = {name: np.zeros(shape[name], wide) for name in neurons}
     emitted: dict[str, dict[int, Array]] = {name: {} for name in phase.order}
-    counts = {name: np.zeros(shape[name], wide if name in graded else np.int32) for name in neurons}
+    counts: dict[str, Array] = {name: np.zeros(shape[name], wide if name in graded else np.int32) for name in neurons}
     activity = {name: np.zeros(shape[name], np.int32) for name in neurons}
     traces = {name: np.zeros(shape[name]) for name in neurons}
     saturations = {name: np.zeros(shape[name], np.int32) for name in neurons}
