@@ -76,6 +76,19 @@ def test_a_second_forward_run_starts_afresh(running, assert_identical, name):
     assert_identical(first, run.run(x))
 
 
+@pytest.mark.parametrize("graph_name", ["strides", "pools", "residual", "events"])
+@pytest.mark.parametrize("name", ["sim", pytest.param("lava-sim", marks=pytest.mark.lava)])
+def test_every_operation_in_batches_is_the_reference(network_graph, network_inputs, assert_identical, name, graph_name):
+    """Seven samples in batches of three: convolutions, pools, relays and events, spike for spike."""
+    graph = Retime()(network_graph(graph_name, "plain"))
+    x, error = network_inputs(graph, 7)
+    expected = replace(targets.get("reference"), trace=True).compile(graph)
+    assert targets.get(name).check(graph) == []
+    with replace(targets.get(name), batch=3, trace=True).compile(graph) as run:
+        assert_identical(run.run(x), expected.run(x))
+        assert_identical(run.run(error, phase="feedback"), expected.run(error, phase="feedback"))
+
+
 def test_the_arithmetic_keeps_to_the_limits_of_the_chip():
     """The widths that `ir` and `fixed` are written for are those of the chip's file."""
     from toolchain import fixed, ir

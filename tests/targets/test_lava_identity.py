@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from toolchain import target
 from toolchain.errors import DesignRuleError, UsageError
 from toolchain.ir import Dense, Graph, Synapse
+from toolchain.passes import Adjoint
 from toolchain.passes.retime import Retime
 from toolchain.targets.lava_sim import LAVA_SIM, LAVA_SIM_FLOAT, LavaSim
 from toolchain.targets.reference import Reference
@@ -166,6 +167,50 @@ def test_two_networks_at_once(random_graph: Any, random_inputs: Any, assert_iden
     with sim.compile(graphs[0]) as first, sim.compile(graphs[1]) as second:
         for run, graph, given_ in ((first, graphs[0], inputs[0]), (second, graphs[1], inputs[1]), (first, graphs[0], inputs[0])):
             assert_identical(run.run(given_), REFERENCE.compile(graph).run(given_))
+
+
+@lava
+@pytest.mark.lava
+@pytest.mark.parametrize(
+    ("name", "numbers", "leak", "mode"),
+    [
+        ("strides", "extreme", 1.0, "exact"),
+        ("strides", "negative", 0.75, "pipelined"),
+        ("pools", "positive", 1.0, "exact"),
+        ("pools", "saturating", 1.0, "pipelined"),
+        ("residual", "extreme", 0.75, "exact"),
+        ("relay at the end", "saturating", 1.0, "exact"),
+        ("events", "always", 1.0, "exact"),
+        ("events", "silent", 1.0, "exact"),
+        ("single", "saturating", 0.75, "exact"),
+    ],
+)
+def test_every_operation_at_its_limits_is_identical(
+    network_graph: Any, network_inputs: Any, assert_identical: Any, name: str, numbers: str, leak: float, mode: Any
+) -> None:
+    graph = Retime(mode)(network_graph(name, numbers, leak=leak))
+    _compared(graph, LavaSim(batch=2, trace=True), *network_inputs(graph, 5), assert_identical)
+
+
+@lava
+@pytest.mark.lava
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data(), integer=st.booleans(), extreme=st.booleans(), host=st.booleans(), mode=st.sampled_from(["exact", "pipelined"]))
+def test_any_drawn_graph_is_identical(
+    drawn: Any, assert_identical: Any, data: Any, integer: bool, extreme: bool, host: bool, mode: Any
+) -> None:
+    """Branches, skips, relays, loops and compositions of every operation, in integers and in floats of few bits."""
+    graph = data.draw(drawn.graphs(integer=integer, extreme=extreme, host=host))
+    inputs, errors = data.draw(drawn.values(graph))
+    _compared(Retime(mode)(graph if integer else Adjoint()(graph)), LavaSim(batch=2, trace=True), inputs, errors, assert_identical)
+
+
+def test_stock_synapses_say_which_connection_they_cannot_carry(network_graph: Any) -> None:
+    graph = Retime()(network_graph("events", "plain"))
+    assert LAVA_SIM.check(graph) == []
+    problems = LavaSim(synapses="stock").check(graph)
+    assert any("synapse 'input' -> 'a' is not one dense connection" in problem and "use synapses own" in problem for problem in problems)
+    assert not any("synapse 'a' -> 'b' is" in problem for problem in problems)
 
 
 def test_targets_are_found_by_name_without_importing_lava() -> None:
