@@ -231,6 +231,8 @@ def tune(
     search.run(WEIGHT_BITS)
     best = search.chosen()
     check = None if best is None else _check(search, best, chosen_set, samples, data_dir)
+    if name not in (None, chosen_set):
+        notes = (*notes, f"'{source.name}' was trained on {name}")
     if base.of_kind("input")[0].events:
         notes = (*notes, f"the time steps are the {search.steps} frames of its events: fewer are not searched")
     if best is not None and places[0] is not None:

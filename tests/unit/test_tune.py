@@ -8,12 +8,15 @@ from importlib import import_module
 from itertools import pairwise
 
 import msgspec
+import numpy as np
 import pytest
+from torch import nn
 
 import toolchain
 from toolchain import cli, data, deploy, models, tune
 from toolchain.deploy import Options, classify
 from toolchain.errors import UsageError
+from toolchain.layers import FeedbackSNN, Neuron
 from toolchain.report.pareto import pareto
 from toolchain.source import find
 from toolchain.target import get
@@ -244,6 +247,36 @@ def test_a_data_set_of_other_samples_is_refused(monkeypatch):
     monkeypatch.setattr(data, "load", lambda *args, **options: digits)
     with pytest.raises(UsageError, match=r"'mnist-fc' takes samples of shape \(1, 28, 28\) and those of 'digits' have \(1, 8, 8\)"):
         tune("mnist-fc", dataset="digits")
+
+
+def test_another_data_set_than_the_one_trained_on_is_said(monkeypatch):
+    digits = {split: data.load("digits", split=split) for split in ("train", "test")}
+    monkeypatch.setattr(data, "load", lambda name, *, split, **options: digits[split])
+    found = tune("digits-fc", dataset="mnist", samples=20, max_drop=50, device="cpu")
+    assert found.notes == ("'digits-fc' was trained on digits",)
+
+
+def test_a_network_of_events_keeps_its_frames(monkeypatch):
+    module = FeedbackSNN(
+        name="moving",
+        input_shape=(2, 3, 3),
+        input=nn.Linear(18, 6),
+        feedback=[(0, 0, nn.Linear(6, 6, bias=False))],
+        readout=nn.Linear(6, 3),
+        neuron=Neuron(threshold=1.0, u_rest=0.0, threshold_back=0.5, u_rest_back=0.0, leak=1.0),
+        time_steps=5,
+        feedback_steps=5,
+        scale_factor=1.0,
+    ).eval()
+    module.events = True
+    draw = np.random.default_rng(0)
+    events = data.Dataset("moving", draw.integers(0, 2, (40, 2, 3, 3, 5)).astype(np.float32), draw.integers(0, 3, 40), ("a", "b", "c"))
+    asked = []
+    monkeypatch.setattr(data, "load", lambda name, **options: asked.append(options["time_steps"]) or events)
+    found = tune(module, dataset="moving", samples=30, max_drop=100, device="cpu")
+    assert {(p.weight_bits, p.time_steps) for p in found.points} == {(bits, 5) for bits in range(2, 9)}
+    assert set(asked) == {5}
+    assert "the 5 frames of its events" in found.notes[0]
 
 
 def test_an_artefact_without_floats_or_with_another_input_is_refused(tmp_path):
