@@ -189,6 +189,7 @@ def train(
     epilog=_examples("compile mnist-fc -o mnist-fc.fsnn", "compile runs/mnist-fc --weight-bits 6 --timing pipelined -o small.fsnn")
 )
 def compile(
+    context: typer.Context,
     model: Model,
     output: Annotated[
         Path, typer.Option("-o", "--output", parser=_path, metavar="FILE.fsnn", help="The artefact to write; missing folders are made.")
@@ -200,16 +201,19 @@ def compile(
     feedback_steps: Annotated[int | None, typer.Option(metavar="TB", help="Feedback time steps; the model's own by default.")] = None,
     timing: Annotated[str, typer.Option(metavar="exact|pipelined", help="Hardware time.")] = "exact",
     input: Annotated[str, typer.Option(metavar="bias|graded", help="How the input reaches the chip.")] = "bias",
-    calibrate: Annotated[str | None, typer.Option(metavar="D", help="A data set whose samples choose the exponents.")] = None,
+    calibrate: Annotated[str | None, typer.Option(metavar="D", help="A data set whose training samples say how far numbers go.")] = None,
     settings: Settings = None,
     dump_after: Annotated[str | None, typer.Option(metavar="PASS", help="Print the graph after this pass, or after 'lower', too.")] = None,
     no_float: Annotated[bool, typer.Option("--no-float", help="Leave the float tensors out of the artefact.")] = False,
+    data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Compile a network to a .fsnn file for one chip.
 
     A network of the catalogue that comes without trained weights gets random ones, and its notes say so.
     """
+    if calibrate is None:
+        _unused(context, "compile without --calibrate", ("data_dir",))
     outcome = toolchain.compile(
         model,
         target=target,
@@ -220,6 +224,7 @@ def compile(
         timing=timing,
         input=input,
         calibrate=calibrate,
+        data_dir=data_dir,
         settings=settings or [],
         dump_after=dump_after,
         float_tensors=not no_float,

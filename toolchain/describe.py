@@ -221,13 +221,10 @@ def _biases(phase: Phase) -> list[tuple[str, Bias]]:
 
 
 def _phase_lines(graph: Graph, phase: Phase) -> list[str]:
-    timed = phase.timing.mode != "step"
-    length = (
-        f"{phase.timing.mode} timing, a step every {phase.timing.period} ticks, {phase.ticks:,} ticks"
-        if timed
-        else f"{phase.ticks:,} steps"
-    )
-    lines = [f"phase {phase.name}: {phase.time_steps} time steps, {length}"]
+    turn = "tick" if phase.timing.period == 1 else f"{phase.timing.period} ticks"
+    timed = f", {phase.timing.mode} timing, a step every {turn}, {phase.ticks:,} ticks"
+    length = "" if phase.timing.mode == "step" else timed
+    lines = [f"phase {phase.name}: {phase.time_steps} time steps{length}"]
     rows = [_dynamics_row(graph, phase, name, phase.dynamics[name]) for name in phase.order if name in phase.dynamics]
     lines += table(["neurons", "members", "first tick", "threshold", "reset", "leak", "units per 1.0"], rows)
     rows = [_synapse_row(graph, synapse) for synapse in phase.synapses]

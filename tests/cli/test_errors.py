@@ -19,7 +19,6 @@ from toolchain.target import get
 ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = [
-    ("compile mnist-fc -o x.fsnn --calibrate digits", "--calibrate"),
     ("compile mnist-fc -o x.fsnn --chip loihi1", "loihi1"),
     ("deploy mnist-fc --target sim --jobs 2", "--jobs"),
     ("deploy mnist-fc --target sim --scheduler localhost:8786", "--scheduler"),
@@ -61,6 +60,9 @@ USAGE = [
     ("compile mnist-fc -o x.fsnn --set quantize.no_such=1", "no_such"),
     ("compile mnist-fc -o x.fsnn --dump-after no-such-pass", "no-such-pass"),
     ("compile mnist-fc -o x.fsnn --weight-bits 9", "bits"),
+    ("compile mnist-fc -o x.fsnn --calibrate digits", "784.*64|8, 8"),
+    ("compile mnist-fc -o x.fsnn --calibrate no-such-data", "mnist-1k"),
+    ("compile mnist-fc -o x.fsnn --data-dir .", "--data-dir would not be used by compile without --calibrate"),
     ("compile mnist-fc -o x.txt", "fsnn"),
     ("inspect mnist-fc --after no-such-pass", "lower, quantize, retime"),
     ("inspect mnist-fc --after fold --processes", "ticks yet.*retime"),

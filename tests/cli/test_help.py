@@ -14,7 +14,7 @@ FLAGS = {
     "models": "--json",
     "targets": "--json",
     "train": "--method --dataset --epochs --seed --device --set --resume -o",
-    "compile": "--target --chip --weight-bits --time-steps --feedback-steps --timing --input --calibrate --set --dump-after --no-float --json -o",
+    "compile": "--target --chip --weight-bits --time-steps --feedback-steps --timing --input --calibrate --set --dump-after --no-float --data-dir --json -o",
     "inspect": "--after --processes --svg --chip-svg --json",
     "deploy": "--target --dataset --samples --batch --jobs --scheduler --synapses --device --fallback --predictions --resume --json",
     "compare": "--targets --dataset --samples --device --max-drop --report --fallback --json",

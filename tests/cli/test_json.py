@@ -139,6 +139,14 @@ def test_compile_prints_the_stage_asked_for_first(command, tmp_path):
     assert text.index("float graph") < text.index("integer graph")
 
 
+def test_compile_calibrates_with_training_samples(command, tmp_path):
+    words = ["compile", "digits-fc", "--target", "sim", "--json", "-o", tmp_path / "digits.fsnn"]
+    without, found = parsed(command(*words)), parsed(command(*words, "--calibrate", "digits"))
+    thresholds = [entry["phases"][0]["dynamics"]["hidden1"]["threshold"] for entry in (without, found)]
+    assert thresholds[0] <= thresholds[1]  # what real inputs reach leaves room for a finer unit
+    assert any("beyond what calibration saw" in note for note in found["notes"])
+
+
 def test_inspect_writes_pictures_and_lists_processes(command, tmp_path):
     path = tmp_path / "made" / "graph.svg"
     found = parsed(command("inspect", "digits-fc", "--after", "retime", "--processes", "--svg", path, "--json"))
