@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from toolchain import fixed
-from toolchain.errors import DesignRuleError, GraphError
+from toolchain.errors import GraphError
 from toolchain.ir import (
     AvgPool2d,
     Bias,
@@ -165,16 +165,27 @@ def test_the_nearest_leak_of_twelve_bits_is_named():
     assert any(note.startswith("leak 0.95 is 3891/4096 on the chip, -4.9e-05") for note in quantized.provenance.notes)
 
 
-def test_connections_too_far_apart_to_share_a_source_are_refused_by_name():
-    """The feedback phase adds both at the source, with 7 bits of exponent between them."""
+def test_connections_too_far_apart_to_share_a_source_are_rounded_again_for_the_feedback_phase():
+    """The feedback phase adds both at their source, with 7 bits of exponent between them: the small one gets coarser integers there, and a note says so."""
     graph = residual()
     tensors = {**graph.tensors, "conv1": frozen(graph.tensors["conv1"] * 2.0**-18)}
     extra = (Synapse("a", "c", (Conv2d("far", (1, 1), (1, 1)),), delay=1),)
     back = (Synapse("c", "a", (Conv2d("far", (1, 1), (1, 1), transpose=True),), delay=1, gate="c"),)
     tensors["far"] = frozen(graph.tensors["loop"] * 2.0**4)
     phases = tuple(msgspec.structs.replace(p, synapses=p.synapses + (extra if p.name == "forward" else back)) for p in graph.phases)
-    with pytest.raises(DesignRuleError, match="the connections that leave population 'a' differ too far in size"):
-        Quantize()(msgspec.structs.replace(graph, tensors=tensors, phases=phases))
+    quantized = Quantize()(msgspec.structs.replace(graph, tensors=tensors, phases=phases))
+    verify(quantized)
+    assert any("'conv1' has integers of its own in the feedback phase" in note for note in quantized.provenance.notes)
+    forward, feedback = (quantized.phase(name) for name in ("forward", "feedback"))
+    (small,) = (s.ops[0] for s in feedback.synapses if (s.source, s.target) == ("b", "a"))
+    (large,) = (s.ops[0] for s in feedback.synapses if (s.source, s.target) == ("c", "a") and s.ops[0].weight == "far")
+    assert small.weight == "conv1.feedback"
+    unit = quantized.scale("feedback", "a") / graph.scale("feedback", "a")
+    for op, exact in ((small, tensors["conv1"]), (large, tensors["far"])):
+        found = quantized.tensors[op.weight] * 2.0**op.exponent / unit
+        assert np.abs(found - exact).max() <= np.abs(tensors["far"]).max() / 127
+    (kept,) = (s.ops[0] for s in forward.synapses if (s.source, s.target) == ("a", "b"))
+    np.testing.assert_array_equal(quantized.tensors[kept.weight] * 2.0**kept.exponent / quantized.scale("forward", "b"), tensors["conv1"])
 
 
 def test_one_weight_in_two_connections_is_refused():

@@ -57,7 +57,7 @@ def shapes_along(ops: Sequence[Op], source: Shape, target: Shape, tensors: Mappi
     Forward operations tell their shapes from the source on. A transposed one does not (a stride forgets how large its image was), so shapes of transposed
     operations come from the target backwards. GraphError where they do not meet, or a forward operation follows a transposed one.
     """
-    first = next((i for i, op in enumerate(ops) if getattr(op, "transpose", False)), len(ops))
+    first = _first_backwards(ops)
     found: list[Shape] = [source]
     for op in ops[:first]:
         found.append(output_shape(op, found[-1], tensors))
@@ -78,9 +78,16 @@ def shapes_along(ops: Sequence[Op], source: Shape, target: Shape, tensors: Mappi
     return tuple(found[1:])
 
 
+def _first_backwards(ops: Sequence[Op]) -> int:
+    """Where the shapes of a chain come from its target on: at its first transposed operation, or at scales and identities that lead to it."""
+    first = next((i for i, op in enumerate(ops) if getattr(op, "transpose", False)), len(ops))
+    leads = first < len(ops) and all(isinstance(op, (Scale, Identity)) for op in ops[:first])
+    return 0 if leads else first
+
+
 def entry_shape(ops: Sequence[Op], source: Shape, target: Shape, tensors: Mapping[str, Array]) -> Shape:
     """The shape in which the first operation takes the source: another than the source's own only where that is transposed."""
-    if ops and getattr(ops[0], "transpose", False):
+    if ops and _first_backwards(ops) == 0:
         after = shapes_along(ops, source, target, tensors)[0]
         return output_shape(transposed(ops[0]), after, tensors)
     return source
@@ -106,6 +113,8 @@ def output_shape(op: Op, shape: Shape, tensors: Mapping[str, Array]) -> Shape:
     if len(shape) != 3:
         raise GraphError(f"{type(op).__name__} takes (channels, height, width) but gets {shape}: flatten behind it, not before")
     if isinstance(op, Upsample):
+        if op.factor < 1:
+            raise GraphError(f"Upsample has factor {op.factor}: it must be at least 1")
         return shape[0], shape[1] * op.factor, shape[2] * op.factor
     if isinstance(op, AvgPool2d):
         return (shape[0], *(_windows(shape[1 + i], op.kernel[i], op.stride[i], op.padding[i], 1, "AvgPool2d") for i in (0, 1)))
@@ -116,6 +125,10 @@ def _convolved(op: Conv2d | ConvTranspose2d, shape: Shape, weight: Array) -> Sha
     if weight.ndim != 4:
         raise GraphError(f"weight '{op.weight}' has shape {weight.shape}: a convolution needs four axes, channels and kernel")
     kernel = weight.shape[2:]
+    if min(*op.stride, *op.dilation, op.groups) < 1 or min(*op.padding, *getattr(op, "output_padding", ())) < 0:
+        raise GraphError(
+            f"'{op.weight}' has stride {op.stride}, dilation {op.dilation}, groups {op.groups}: at least 1, paddings at least 0"
+        )
     if isinstance(op, Conv2d):
         channels, into = weight.shape[0], weight.shape[1] * op.groups
         made = [_windows(shape[1 + i], kernel[i], op.stride[i], op.padding[i], op.dilation[i], f"'{op.weight}'") for i in (0, 1)]

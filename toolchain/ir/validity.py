@@ -39,6 +39,7 @@ def verify(graph: Graph) -> None:
             bool(population.shape) and all(n >= 1 for n in population.shape),
             f"population '{population.name}' has shape {population.shape}: every axis needs at least 1 neuron",
         )
+        _require(population.kind == "input" or not population.events, f"population '{population.name}' has events: only inputs have")
     for name, tensor in graph.tensors.items():
         _require(bool(np.isfinite(tensor).all()), f"tensor '{name}' holds NaN or infinite values: retrain, or restore the checkpoint")
     phases = [phase.name for phase in graph.phases]
@@ -200,6 +201,11 @@ def _verify_integers(graph: Graph, phase: Phase, kinds: Mapping[str, str]) -> No
         _verify_range(graph, weight_of(op), 2**15)
     for drive in phase.drive:
         for op in drive.ops:
+            plain = getattr(op, "exponent", 0) == 0 and not (isinstance(op, Scale) and op.factor != 1)
+            _require(
+                plain,
+                f"drive of population '{drive.population}' in phase '{phase.name}' shifts or scales in {type(op).__name__}: the host's whole weights hold all of it",
+            )
             _verify_range(graph, weight_of(op), 2**31)
         _verify_range(graph, drive.bias, 2**52)
         _verify_host_sum(graph, drive)

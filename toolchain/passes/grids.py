@@ -21,7 +21,6 @@ from math import ceil, floor, inf, log2, prod
 import numpy as np
 
 from toolchain import fixed
-from toolchain.errors import DesignRuleError
 from toolchain.ir import POTENTIAL_LIMIT, AvgPool2d, Graph, Op, Synapse, weight_of
 
 FINEST = 2**13
@@ -53,11 +52,15 @@ NEARLY_BEST = 1.05
 
 @dataclass(frozen=True)
 class Grids:
-    """Integer steps per unit of the float graph: `forward` and `feedback` by population (inputs: levels); exponents by weight tensor, of all that is not zero."""
+    """Integer steps per unit of the float graph: `forward` and `feedback` by population (inputs: levels); exponents by weight tensor, of all that is not zero.
+
+    Weights in `apart` are too much finer than those they are added to in the feedback phase: they are rounded again for it.
+    """
 
     forward: dict[str, float]
     feedback: dict[str, float]
     exponents: dict[str, int]
+    apart: frozenset[str] = frozenset()
 
 
 def area(ops: tuple[Op, ...]) -> int:
@@ -122,7 +125,8 @@ def choose(
     search = _Search(graph, [c for c in connections if c.peak > 0], inner, levels, potentials, drives)
     grids = search.forward()
     exponents = {c.tensor: search.exponent(c, grids) for c in connections if c.peak > 0}
-    return Grids(grids, search.feedback(grids, exponents), exponents)
+    feedback, apart = search.feedback(grids, exponents)
+    return Grids(grids, feedback, exponents, apart)
 
 
 class _Search:
@@ -226,25 +230,32 @@ class _Search:
         factor = max(1, round(threshold)) / threshold
         return {name: grid if name in self.inputs else grid * factor for name, grid in grids.items()}
 
-    def feedback(self, grids: Mapping[str, float], exponents: Mapping[str, int]) -> dict[str, float]:
-        """gb_p of every population of the feedback phase; DesignRuleError where the connections out of one differ too far in size.
+    def feedback(self, grids: Mapping[str, float], exponents: Mapping[str, int]) -> tuple[dict[str, float], frozenset[str]]:
+        """gb_p of every population of the feedback phase, and the weights that need integers of their own there.
 
-        In powers of two every connection is a constraint on the units of its two ends, or on one where the other is a couple. Their closure says what is left to
-        choose: couples stay as near to their forward unit as they can, a driven relay has its current in enough steps, other relays carry small integers.
+        In powers of two every connection is a constraint on the units of its two ends, or on one where the other is a couple. Coarser ones come first; one that contradicts
+        them is set apart. The closure of the others says what is left to choose: couples stay as near to their forward unit as they can, a driven relay has its
+        current in enough steps, other relays carry small integers.
         """
         if not self.graph.has_phase("feedback"):
-            return {}
+            return {}, frozenset()
         phase = self.graph.phase("feedback")
         couple = next(name for name in phase.order if self.kinds[name] == "couple")
         odd = log2(grids[couple]) % 1  # what is no power of two in the units of couples
         system = _Differences(phase.order)
+        finest = []
         for synapse in phase.synapses:
             weight = the_weight(synapse.ops)
             if weight in exponents:
                 step = step_of(self.kinds, synapse, grids, {})
                 at_zero = round(log2(step) - (odd if self.kinds[synapse.target] == "couple" else 0)) - exponents[str(weight)]
                 other = synapse.source if self.kinds[synapse.source] == "linear" else None
-                system.between(synapse.target, other, at_zero, at_zero + fixed.WEIGHT_EXPONENT_MAX)
+                finest.append((at_zero, synapse.target, other, str(weight)))
+        apart = frozenset(
+            weight
+            for at_zero, target, other, weight in sorted(finest, key=lambda entry: entry[0])
+            if not system.between(target, other, at_zero, at_zero + fixed.WEIGHT_EXPONENT_MAX)
+        )
         found = {}
         driven = {drive.population for drive in phase.drive}
         for name in sorted(phase.order, key=lambda name: (self.kinds[name] == "linear", name not in driven)):
@@ -254,7 +265,7 @@ class _Search:
                 found[name] = 2.0 ** system.settle(name, round(log2(FINE_CURRENT / max(self.drives["feedback", name], 1e-30))))
             else:
                 found[name] = 2.0 ** system.settle(name, None)
-        return found
+        return found, apart
 
 
 class _Differences:
@@ -265,17 +276,14 @@ class _Differences:
         self._most = np.full((len(names) + 1, len(names) + 1), inf)  # x_j - x_i is at most this
         np.fill_diagonal(self._most, 0)
 
-    def between(self, name: str, other: str | None, low: int, high: int) -> None:
-        """low <= x_name - x_other <= high; DesignRuleError where nothing is left."""
+    def between(self, name: str, other: str | None, low: int, high: int) -> bool:
+        """low <= x_name - x_other <= high, unless that contradicts what is known already."""
         i, j = 0 if other is None else self._place[other], self._place[name]
+        if high + self._most[j, i] < 0 or self._most[i, j] - low < 0:
+            return False
         self._add(i, j, high)
         self._add(j, i, -low)
-        if self._most.diagonal().min() < 0:
-            missing = -int(self._most.diagonal().min())
-            raise DesignRuleError(
-                f"the connections that leave population '{name}' differ too far in size: the feedback phase adds their integers up with {fixed.WEIGHT_EXPONENT_MAX} bits "
-                f"between them, and they need {fixed.WEIGHT_EXPONENT_MAX + missing}: rescale the smaller one, or use more weight bits"
-            )
+        return True
 
     def settle(self, name: str, wish: int | None) -> int:
         """Choose x_name; without a wish the least it can be, or 0 where nothing bounds it."""

@@ -36,6 +36,10 @@ def _injected(graph: Graph, phase: Phase) -> Phase:
     for synapse in phase.synapses:
         if synapse.source not in inputs:
             continue
+        if synapse.delay:
+            raise GraphError(
+                f"the connection from the input to '{synapse.target}' is delayed: a current of the host starts with the first step, so give it delay 0"
+            )
         if any(drive.population == synapse.target for drive in drives):
             raise GraphError(f"population '{synapse.target}' has two connections from the input: join them into one")
         steady = [b for b in bias.get(synapse.target, ()) if b.start == 0]

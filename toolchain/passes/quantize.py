@@ -188,6 +188,10 @@ class _Quantizer:
             f"leak {exact:g} is {DECAY_ONE - fixed.decay(exact)}/{DECAY_ONE} on the chip, {fixed.nearest_leak(exact) - exact:+.2g}, and rounds towards zero"
             for exact in sorted({d.leak for phase in self.source.phases for d in phase.dynamics.values() if d.leak != 1})
         ]
+        notes += [
+            f"weight '{name}' has integers of its own in the feedback phase, where its forward ones are too fine to be added to those of larger connections"
+            for name in sorted(self.grids.apart)
+        ]
         full = {(p, n): v * self._grid(p, n) / POTENTIAL_LIMIT for (p, n), v in self._worst_potentials().items()}
         over = sorted(name for (_, name), share in full.items() if share > 1 and self.kinds[name] in ("couple", "linear"))
         if over:
@@ -265,12 +269,26 @@ class _Quantizer:
         return Dynamics(leak=leak, threshold=threshold, reset=reset, members=dynamics.members)
 
     def _synapse(self, phase: Phase, synapse: Synapse) -> Synapse:
-        exponent = self.grids.exponents.get(_name(synapse), 0)
-        if phase.name == "feedback" and _name(synapse) in self.grids.exponents:
+        name = _name(synapse)
+        exponent = self.grids.exponents.get(name, 0)
+        if phase.name == "feedback" and name in self.grids.apart:
+            name, exponent = self._rounded_apart(synapse)
+        elif phase.name == "feedback" and name in self.grids.exponents:
             step = grids.step_of(self.kinds, synapse, self.grids.forward, self.grids.feedback)
             exponent += round(log2(self.grids.feedback[synapse.target] / step))
-        ops = tuple(msgspec.structs.replace(op, exponent=exponent) if weight_of(op) is not None else op for op in synapse.ops)
+        ops = tuple(msgspec.structs.replace(op, weight=name, exponent=exponent) if weight_of(op) is not None else op for op in synapse.ops)
         return msgspec.structs.replace(synapse, ops=ops)
+
+    def _rounded_apart(self, synapse: Synapse) -> tuple[str, int]:
+        """The integers of a connection in the feedback phase alone: its forward ones are too fine to be added to those of its neighbours."""
+        name = _name(synapse)
+        graded = self.grids.feedback[synapse.source] if self.kinds[synapse.source] == "linear" else 1.0
+        unit = self.grids.feedback[synapse.target] / graded / grids.area(synapse.ops)
+        connection = grids.Connection(self.source, synapse, self.low, self.high)
+        exponent = connection.best_exponent(unit * grids.area(synapse.ops))
+        own = f"{name}.feedback"
+        self._keep(own, fixed.mantissas(self.source.tensors[name] * unit, exponent, self.low, self.high), unit, np.int8, name)
+        return own, exponent
 
     def _bias(self, phase: Phase, name: str, bias: Bias) -> Bias:
         value = self.source.tensors[bias.tensor]
@@ -314,7 +332,7 @@ class _Quantizer:
         total = max(largest + float(np.abs(bias).max(initial=0)), 1e-100)
         return max(0, min(SHIFT_LIMIT, floor(log2((2**31 - 1) / peak)), floor(log2(HOST_LIMIT / total)) - 1))
 
-    def _keep(self, name: str, rounded: fixed.Mantissas, unit: float, dtype: type[np.signedinteger]) -> None:  # type: ignore[type-arg]
-        error = rounded.mantissa * (2.0**rounded.exponent / unit) - self.source.tensors[name]
+    def _keep(self, name: str, rounded: fixed.Mantissas, unit: float, dtype: type[np.signedinteger], source: str = "") -> None:  # type: ignore[type-arg]
+        error = rounded.mantissa * (2.0**rounded.exponent / unit) - self.source.tensors[source or name]
         self.rounding[name] = Rounding(rounded.exponent, float(np.abs(error).max()), float(np.sqrt(np.mean(error**2))), rounded.clipped)
         self.tensors[name] = frozen(rounded.mantissa, dtype)
