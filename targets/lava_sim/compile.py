@@ -257,7 +257,10 @@ def idle_ticks(phase: Phase) -> int:
 def _steps_first(rows: Array, samples: int, shape: tuple[int, ...]) -> Array:
     """(slots, steps, batch, neurons) as (steps, samples, *shape)."""
     slots, steps, batch, neurons = rows.shape
-    return np.moveaxis(rows, 1, 0).reshape(steps, slots * batch, neurons)[:, :samples].reshape(steps, samples, *shape)
+    whole = np.moveaxis(rows, 1, 0).reshape(
+        steps, slots * batch, neurons
+    )  # of one slot a view of the shared memory, which the next run fills anew
+    return whole[:, :samples].reshape(steps, samples, *shape).copy()
 
 
 def _name(phase: Phase, synapse: Synapse) -> str:

@@ -86,12 +86,13 @@ def test_phases_alternate_over_ragged_batches(random_graph: Any, random_inputs: 
 
 @lava
 @pytest.mark.lava
+@pytest.mark.parametrize("slots", [1, 2])
 def test_long_calls_take_several_runs(
-    random_graph: Any, random_inputs: Any, assert_identical: Any, monkeypatch: pytest.MonkeyPatch
+    random_graph: Any, random_inputs: Any, assert_identical: Any, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
     from toolchain.targets.lava_sim import compile as lava_compile
 
-    monkeypatch.setattr(lava_compile, "MAX_SLOTS", 2)
+    monkeypatch.setattr(lava_compile, "MAX_SLOTS", slots)
     graph = Retime("pipelined")(random_graph(7, couples=2))
     inputs, errors = random_inputs(graph, 23)
     _compared(graph, LavaSim(batch=3, trace=True), inputs, errors, assert_identical)
