@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from toolchain import codec, data
 from toolchain.comparison import Comparison, Gradient, Row, Trace
-from toolchain.deploy import Deployment, Options, available, classify, started
+from toolchain.deploy import Deployment, Options, available, classify, sample_shape, started
 from toolchain.errors import UsageError
 from toolchain.feedback import Feedback, both_phases
 from toolchain.files import ready_folder
@@ -48,7 +48,8 @@ def compare(
         ready_folder(Path(report))
     source = find(model)
     chosen = [(name, available(name, fallback)) for name in targets]
-    loaded = data.load(dataset, samples=samples, data_dir=data_dir)
+    time_steps, size = sample_shape(source, dataset)
+    loaded = data.load(dataset, samples=samples, data_dir=data_dir, time_steps=time_steps, image_size=size)
     deployments = [classify(source, target, name, loaded, _options(target, device)) for name, target in chosen]
     gradients = [_feedback(source, target, loaded, device) for _, target in track(chosen, f"feedback of {source.name}")]
     rows = tuple(_row(d, deployments[0], g, gradients[0]) for d, g in zip(deployments, gradients, strict=True))

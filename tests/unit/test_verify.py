@@ -271,7 +271,7 @@ def test_scale_factors_are_positive_numbers(net, factor):
 
 def test_worst_cases_are_noted_at_compile_time(net):
     assert compile_model(net).graph.provenance.notes == ()
-    long = compile_model(net, time_steps=5000, feedback_steps=1)
+    long = compile_model(net, time_steps=50_000, feedback_steps=1)
     assert any("readout 'readout' passes 24 bit" in note for note in long.graph.provenance.notes)
     assert "note: in the worst case" in long.to_text()
 
