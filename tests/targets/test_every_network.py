@@ -9,10 +9,10 @@ import toolchain
 from toolchain import artifact, models
 
 LARGE = ("nf-resnet-34", "convnet-f-dvs", "preactresnet-18", "preactresnet-18-100")
-"""More than some seconds each."""
+"""Written without their float tensors, which take most of the file."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in models.names()])
+@pytest.mark.parametrize("name", models.names())
 def test_it_compiles_plans_and_round_trips(name, tmp_path):
     file = tmp_path / "model.fsnn"
     made = toolchain.compile(name, output=file, float_tensors=name not in LARGE)
