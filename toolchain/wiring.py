@@ -66,6 +66,9 @@ SMALLEST_INDEX, WIDTHS = 6, (1, 2, 3, 4, 5, 6, 8)
 UNIT_BITS = 2
 """A connection without a tensor has weights of 1."""
 
+LARGEST_TABLE = 2**22
+"""Slices on no common grid are summed one by one instead of in a table."""
+
 NEURONS, MEMORY, INPUTS, OUTPUTS = range(4)
 """Columns of a table of costs: neurons, memory in bits, input axons, output axons."""
 
@@ -307,34 +310,29 @@ class Costs:
         return made
 
     def _outputs(self, wiring: Wiring, sources: Sequence[Box], targets: Sequence[Box]) -> npt.NDArray[np.int64]:
-        """Output axons that each source slice takes for all target slices."""
-        down = _overlaps([s.rows for s in sources], [t.rows for t in targets], wiring.rows)
-        across = _overlaps([s.columns for s in sources], [t.columns for t in targets], wiring.columns)
-        groups, of_source = different([s.channels for s in sources])
-        wanted, of_target = different([t.channels for t in targets])
-        deep = Overlaps(wiring.entries(tuple(groups), tuple(wanted)), of_source, of_target)
-        return np.array([(down.at(i) * across.at(i) * deep.at(i)).sum() for i in range(len(sources))], np.int64)
-
-
-class Overlaps(NamedTuple):
-    """A number for each source slice and target slice: a table over what differs, and where each slice finds itself in it."""
-
-    table: npt.NDArray[np.int64]
-    of_source: npt.NDArray[np.int64]
-    of_target: npt.NDArray[np.int64]
-
-    def at(self, source: int) -> npt.NDArray[np.int64]:
-        """The numbers of one source slice, for all targets."""
-        found: npt.NDArray[np.int64] = self.table[self.of_source[source], self.of_target]
+        """Output axons that each source slice takes for all target slices: the sum over targets of rows times columns times channels that they share."""
+        axes = [_shared(wiring, axis, [part[axis] for part in sources], [part[axis] for part in targets]) for axis in (0, 1, 2)]
+        if max(prod(len(table) for table, _, _ in axes), prod(table.shape[1] for table, _, _ in axes)) > LARGEST_TABLE:
+            return np.array([prod(table[of[i], to] for table, of, to in axes).sum() for i in range(len(sources))], np.int64)
+        (deep, deep_of, deep_to), (down, down_of, down_to), (across, across_of, across_to) = axes
+        number = np.zeros((deep.shape[1], down.shape[1], across.shape[1]), np.int64)
+        np.add.at(number, (deep_to, down_to, across_to), 1)
+        summed = np.einsum("ix,xyz,jy,kz->ijk", deep, number, down, across, optimize=True)
+        found: npt.NDArray[np.int64] = summed[deep_of, down_of, across_of]
         return found
 
 
-def _overlaps(sources: Sequence[Interval], targets: Sequence[Interval], axis: Axis) -> Overlaps:
-    """How many positions of each source slice feed each target slice, along one axis."""
-    starts, of_source = different(sources)
-    pieces, of_target = different(targets)
-    sums = np.stack([np.concatenate(([0], np.cumsum(axis.reached(piece)))) for piece in pieces])
-    return Overlaps(np.stack([sums[:, stop] - sums[:, start] for start, stop in starts]), of_source, of_target)
+def _shared(
+    wiring: Wiring, axis: int, sources: Sequence[Interval], targets: Sequence[Interval]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Along one axis: a table of what different source and target slices share (positions that feed, output axons of channels), and where each slice
+    finds itself in it."""
+    own, of_source = different(sources)
+    wanted, of_target = different(targets)
+    if axis == 0:
+        return wiring.entries(tuple(own), tuple(wanted)), of_source, of_target
+    sums = np.stack([np.concatenate(([0], np.cumsum(wiring.line(axis).reached(piece)))) for piece in wanted])
+    return np.stack([sums[:, stop] - sums[:, start] for start, stop in own]), of_source, of_target
 
 
 def different(pieces: Sequence[Interval]) -> tuple[list[Interval], npt.NDArray[np.int64]]:

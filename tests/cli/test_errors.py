@@ -19,7 +19,6 @@ from toolchain.target import get
 ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = [
-    ("compile mnist-fc -o x.fsnn --chip loihi1", "loihi1"),
     ("deploy mnist-fc --target sim --jobs 2", "--jobs"),
     ("deploy mnist-fc --target sim --scheduler localhost:8786", "--scheduler"),
     ("deploy mnist-fc --target sim --resume", "--resume"),
@@ -32,6 +31,7 @@ USAGE = [
     ("compile mnist-fc", "--output"),
     ("no-such-verb", "no-such-verb"),
     ("deploy mnist-fc --no-such-flag", "--no-such-flag"),
+    ("compile mnist-fc -o x.fsnn --chip loihi9", "loihi1, loihi2"),
     ("deploy mnist-fc --target sim --samples many", "--samples"),
     ("deploy no-such-model --target sim", "no-such-model"),
     ("deploy no/such/file.fsnn --target sim", "no/such/file.fsnn"),
@@ -64,7 +64,7 @@ USAGE = [
     ("compile mnist-fc -o x.fsnn --calibrate no-such-data", "mnist-1k"),
     ("compile mnist-fc -o x.fsnn --data-dir .", "--data-dir would not be used by compile without --calibrate"),
     ("compile mnist-fc -o x.txt", "fsnn"),
-    ("inspect mnist-fc --after no-such-pass", "lower, quantize, retime"),
+    ("inspect mnist-fc --after no-such-pass", "lower, partition, quantize, retime"),
     ("inspect mnist-fc --after fold --processes", "ticks yet.*retime"),
     ("inspect mnist-fc --svg graph.png", "graph.png.*ending .svg"),
     ("inspect mnist-fc --chip-svg chips", "chips.*ending .svg"),

@@ -91,7 +91,7 @@ def test_a_failing_pass_is_named_with_those_before_it(random_graph):
 
 
 def test_unknown_passes_and_options_list_the_known(random_graph):
-    with pytest.raises(UsageError, match="unknown pass 'quantise': choose one of adjoint, fold, inject, quantize, retime"):
+    with pytest.raises(UsageError, match="unknown pass 'quantise': choose one of adjoint, fold, inject, partition, quantize, retime"):
         LOIHI_PIPELINE.with_options(quantise={"weight_bits": 4})
     with pytest.raises(UsageError, match="pass 'quantize' has no option 'bits': it has weight_bits, input_levels"):
         LOIHI_PIPELINE.with_options(quantize={"bits": 4})

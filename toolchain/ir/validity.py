@@ -25,6 +25,7 @@ from toolchain.ir.parts import (
     Shape,
     Synapse,
 )
+from toolchain.ir.placement import verify_placement
 
 EXACT_ON_HOST = 2**53
 """The host adds whole numbers in float64, which is exact below this."""
@@ -53,6 +54,7 @@ def verify(graph: Graph) -> None:
         _verify_phase(graph, phase)
     _verify_forward(graph, graph.phase("forward"))
     _verify_scales(graph)
+    verify_placement(graph)
 
 
 def _verify_forward(graph: Graph, forward: Phase) -> None:

@@ -13,6 +13,7 @@ from toolchain.ir import Graph, verify
 from toolchain.passes.adjoint import Adjoint
 from toolchain.passes.fold import Fold
 from toolchain.passes.inject import Inject
+from toolchain.passes.partition import Partition
 from toolchain.passes.quantize import Quantize
 from toolchain.passes.retime import Retime
 
@@ -100,8 +101,8 @@ def _replaced(rewrite: Pass, options: dict[str, Any]) -> Pass:
 FLOAT_PIPELINE = Pipeline((Fold(), Adjoint(), Inject(), Retime()))
 """To a float graph in hardware time: what floating-point Lava processes run."""
 
-LOIHI_PIPELINE = Pipeline((Fold(), Adjoint(), Inject(), Retime(), Quantize()))
-"""To an integer graph in hardware time: what the chip, its simulators and the reference run."""
+LOIHI_PIPELINE = Pipeline((Fold(), Adjoint(), Inject(), Retime(), Quantize(), Partition()))
+"""To an integer graph in hardware time on cores: what the chip, its simulators and the reference run."""
 
 __all__ = [
     "FLOAT_PIPELINE",
@@ -109,6 +110,7 @@ __all__ = [
     "Adjoint",
     "Fold",
     "Inject",
+    "Partition",
     "Pass",
     "Pipeline",
     "Quantize",
