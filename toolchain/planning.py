@@ -141,7 +141,7 @@ class Plan:
     more axons. Channels are cut into at most `spare` times the fewest pieces of which single positions fit: each piece of channels is one more place to send to.
     """
 
-    def __init__(self, sizes: Sizes, share: float = 0.0, spare: float = inf) -> None:
+    def __init__(self, sizes: Sizes, share: float = SHARES[0], spare: float = inf) -> None:
         self.sizes, self.costs, self.chip = sizes, sizes.costs, sizes.chip
         self.spare = spare
         self.pieces: dict[str, Pieces] = {}
