@@ -228,7 +228,7 @@ def _options(
     if "partition" in {p.name for p in pipeline.passes}:
         options["partition"] = {"chip": chip}
     elif chip != "loihi2":
-        raise UsageError(f"--chip {chip} is not part of this version: use loihi2")
+        raise UsageError(f"--chip {chip} chooses limits for pass partition, which this target does not run: leave it out")
     for name, value in config.assignments(settings).items():
         rewrite, dot, option = name.partition(".")
         if not dot:

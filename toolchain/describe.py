@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,6 +14,9 @@ from toolchain.errors import UsageError
 from toolchain.ir import Bias, Drive, Dynamics, Graph, Op, Phase, Shape, Synapse, tensor_names, weight_of
 from toolchain.notation import geometry, operation, operations, route, size, synapse_products
 from toolchain.versions import versions
+
+if TYPE_CHECKING:
+    from toolchain.utilisation import Utilisation
 
 EXACT = 1e-12
 """An error this small is that of float64, not of whole numbers."""
@@ -88,7 +91,7 @@ class Inspection:
             "weights": _weights(graph),
             "populations": [_population_json(graph, p.name) for p in graph.populations],
             "phases": [_phase_json(graph, phase) for phase in graph.phases],
-            "placement": None,
+            "placement": None if graph.placement is None else _utilisation(graph).to_json(),
             "notes": list(graph.provenance.notes),
             "rounding": {name: msgspec.structs.asdict(rounding) for name, rounding in graph.provenance.rounding.items()},
         }
@@ -110,11 +113,20 @@ class Inspection:
         ]
         for phase in graph.phases:
             lines += ["", *_phase_lines(graph, phase)]
+        if graph.placement is not None:
+            lines += ["", _utilisation(graph).to_text()]
         if self.with_processes:
             lines += ["", *_process_lines(graph)]
         lines += [f"note: {note}" for note in graph.provenance.notes]
         lines += _rounding_lines(graph)
         return "\n".join([*lines, *(f"wrote {path}" for path in self.written.values())])
+
+
+def _utilisation(graph: Graph) -> Utilisation:
+    """Loaded only for a graph that has a placement, and by the module that writes tables as this one does."""
+    from toolchain.utilisation import utilisation
+
+    return utilisation(graph)
 
 
 def _rounding_lines(graph: Graph) -> list[str]:

@@ -292,11 +292,11 @@ class _Panel:
         population = self.graph.population(name)
         kind = "relay" if population.kind == "linear" else population.kind
         signed = kind == "couple" and self.phase.dynamics[name].members == "both"
-        word = kind + ", events" * population.events + ", signed" * signed
+        lines = [_cut(name, NAME_LETTERS), size(population.shape), kind + ", events" * population.events + ", signed" * signed]
         if self.graph.placement is not None and kind != "input":
             cores = sum(any(part.population == name for part in core.slices) for core in self.graph.placement.cores)
-            word += f", {cores:,} core{'s' * (cores != 1)}"
-        return kind, (_cut(name, NAME_LETTERS), size(population.shape), word)
+            lines.append(f"{cores:,} core{'s' * (cores != 1)}" if cores else "on the host")
+        return kind, tuple(lines)
 
     def _arrow(self, edge: _Edge, boxes: Mapping[str, Box]) -> Wire:
         """A straight arrow to the next column, its label half above and half below it."""

@@ -18,6 +18,7 @@ from toolchain.ir import Graph
 from toolchain.passes import Pipeline
 from toolchain.source import Model
 from toolchain.target import get
+from toolchain.utilisation import render, utilisation
 
 TARGET = "lava-sim"
 """Whose passes are shown of a model that is not compiled yet."""
@@ -73,8 +74,8 @@ def _pictures(graph: Graph, svg: str | os.PathLike[str] | None, chip_svg: str | 
     asked = {flag: _svg_path(place) for flag, place in (("svg", svg), ("chip_svg", chip_svg)) if place is not None}
     if "chip_svg" in asked and graph.placement is None:
         raise UsageError("this graph is on no cores yet: --chip-svg draws it from pass partition on, so leave --after out")
-    for path in asked.values():
-        replace_file(path, draw(graph))
+    for flag, path in asked.items():
+        replace_file(path, draw(graph) if flag == "svg" else render(utilisation(graph)))
     return asked
 
 

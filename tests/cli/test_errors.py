@@ -63,6 +63,8 @@ USAGE = [
     ("compile mnist-fc -o x.fsnn --calibrate digits", "784.*64|8, 8"),
     ("compile mnist-fc -o x.fsnn --calibrate no-such-data", "mnist-1k"),
     ("compile mnist-fc -o x.fsnn --data-dir .", "--data-dir would not be used by compile without --calibrate"),
+    ("compile mnist-fc -o x.fsnn --chip loihi3", "loihi1, loihi2"),
+    ("compile mnist-fc -o x.fsnn --chip loihi1 --set partition.chip=loihi2", "contradicts the flag that says loihi1"),
     ("compile mnist-fc -o x.txt", "fsnn"),
     ("inspect mnist-fc --after no-such-pass", "lower, partition, quantize, retime"),
     ("inspect mnist-fc --after fold --processes", "ticks yet.*retime"),

@@ -380,7 +380,7 @@ def test_text_takes_no_more_room_than_the_layout_gives_it():
             box = figure.text(0, 0, text, fontsize=fontsize, weight=weight).get_window_extent(paint)
             return box.width * 72 / figure.dpi, box.height * 72 / figure.dpi
 
-        panels = [panel for name in NETWORKS for panel in layout(folded(name))]
+        panels = [panel for name in NETWORKS for panel in layout(folded(name))] + list(layout(compiled().graph))
         for line in {line for panel in panels for wire in panel.wires for label in wire.labels for line in label.text}:
             width, height = extent(line, drawing.LABEL_SIZE)
             assert width <= LETTER * len(line), line
@@ -389,6 +389,22 @@ def test_text_takes_no_more_room_than_the_layout_gives_it():
             assert extent(box[0], drawing.NAME_SIZE, "bold")[0] < BOX_WIDTH
             assert max(extent(line, drawing.LABEL_SIZE)[0] for line in box[1:]) < BOX_WIDTH
             assert len(box) * LINE < BOX_HEIGHT
+
+
+def test_a_placed_graph_shows_its_cores(tmp_path):
+    shown = toolchain.inspect("lenet", chip_svg=tmp_path / "chips.svg")
+    text, found = shown.to_text(), shown.to_json()
+    assert shown.stage == "partition"
+    assert "\non loihi2: " in text
+    assert sum(population["neurons"] for population in found["placement"]["populations"]) >= found["neurons"]
+    assert len(found["placement"]["cores"]) == len(shown.graph.placement.cores)
+    assert (tmp_path / "chips.svg").read_bytes().startswith(b"<?xml")
+    written = {box.name: box.text[-1] for box in layout(shown.graph)[0].boxes}
+    rows = {population["name"]: population["cores"] for population in found["placement"]["populations"]}
+    assert {name: int(line.split()[0].replace(",", "")) for name, line in written.items() if line.split()[-1].startswith("core")} == rows
+    assert toolchain.inspect("lenet", after="quantize").to_json()["placement"] is None
+    with pytest.raises(UsageError, match="on no cores yet"):
+        toolchain.inspect("lenet", after="quantize", chip_svg=tmp_path / "none.svg")
 
 
 def test_the_same_graph_gives_the_same_bytes(tmp_path):
