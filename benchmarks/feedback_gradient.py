@@ -4,7 +4,8 @@ python benchmarks/feedback_gradient.py [--models mnist-fc,mnist-fc2] [--bits 8] 
 
 Each network that was trained with feedback is compiled for `sim` and given the first batch of its training set. Float SPIDE is target torch: the folded float graph
 in float32, with masks, rates and errors of its own, on the same samples. The scale factor is the largest power of two (from the network's own down) at which neither
-side has a couple within 2 % of its bound. Exit code 4 where a cosine at 8 bits is below 0.99.
+side has a couple within 2 % of its bound. Beside it stands how well float SPIDE agrees with itself at a scale factor 1 % larger: its own noise, which is that of single
+spikes (leaky couples forget all but the last of them, so more steps do not help). Exit code 4 where a cosine at 8 bits is below 0.99 and more than 0.005 below that.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ from toolchain import data, models
 from toolchain.versions import versions
 
 LEAST = 0.99
-NETWORKS = ("mnist-fc", "mnist-fc2", "digits-fc", "mnist-ide", "fashion-fc")
+NETWORKS = ("mnist-fc", "mnist-fc2", "digits-fc", "convnet-f", "mnist-ide", "fashion-fc")
 """The trained networks of the catalogue that have feedback connections."""
+
+NUDGE = 1.01
+"""Of the scale factor, for float SPIDE beside itself."""
+
+SLACK = 0.005
 
 LARGEST, SMALLEST = 2.0**16, 2.0**-4
 
@@ -37,9 +43,10 @@ def measured(name: str, bits: int, batch: int, feedback_steps: int, data_dir: st
         file = Path(folder) / f"{name}.fsnn"
         toolchain.compile(name, target="sim", weight_bits=bits, feedback_steps=feedback_steps, output=file)
         factor, integer, exact = unclipped(file, loaded)
-    cosines = {
-        key: cosine(integer.gradients[key], exact.gradients[key]) for key in exact.gradients if key.endswith("weight") or "scaled" in key
-    }
+        nudged = toolchain.feedback(file, loaded.images, loaded.labels, target="torch", scale_factor=factor * NUDGE, device="cpu")
+    keys = [key for key in exact.gradients if "weight" in key]
+    cosines = {key: cosine(integer.gradients[key], exact.gradients[key]) for key in keys}
+    itself = {key: cosine(nudged.gradients[key], exact.gradients[key]) for key in keys}
     return {
         "model": name,
         "dataset": dataset,
@@ -51,7 +58,8 @@ def measured(name: str, bits: int, batch: int, feedback_steps: int, data_dir: st
         "silent": max(integer.silent, exact.silent),
         "clipped_errors": integer.clipped_errors,
         "cosine": cosines,
-        "least": min(cosines.values()),
+        "float_beside_itself": itself,
+        "passed": all(cosines[key] >= min(LEAST, itself[key] - SLACK) for key in keys),
     }
 
 
@@ -79,7 +87,9 @@ def text(rows: list[dict[str, Any]]) -> str:
     return "\n".join(
         f"{row['model']} ({row['weight_bits']} bits, {row['dataset']}, n {row['samples']}, T_B {row['feedback_steps']}, scale factor "
         f"{row['scale_factor']:g}, silent couples {100 * row['silent']:.0f} %): "
-        + ", ".join(f"{key} {value:.4f}" for key, value in row["cosine"].items())
+        + ", ".join(
+            f"{key} {value:.4f} (float beside itself {row['float_beside_itself'][key]:.4f})" for key, value in row["cosine"].items()
+        )
         for row in rows
     )
 
@@ -99,7 +109,7 @@ def main() -> int:
         for bits in given.bits.split(",")
     ]
     print(json.dumps({"rows": rows, "versions": versions()}) if given.json else text(rows))
-    return 4 if any(row["weight_bits"] == 8 and row["least"] < LEAST for row in rows) else 0
+    return 4 if any(row["weight_bits"] == 8 and not row["passed"] for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -246,10 +246,13 @@ def inspect(
     processes: Annotated[bool, typer.Option("--processes", help="List what will run as Lava processes, with their ticks.")] = False,
     svg: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Draw the graph.")] = None,
     chip_svg: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Draw how full the cores are.")] = None,
+    analysis: Annotated[
+        bool, typer.Option("--analysis", help="Say how far potentials can go, whether loops settle, and what rounding costs.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show the graph, its passes, its units and its cores."""
-    _print(toolchain.inspect(model, after=after, processes=processes, svg=svg, chip_svg=chip_svg), json)
+    _print(toolchain.inspect(model, after=after, processes=processes, svg=svg, chip_svg=chip_svg, analysis=analysis), json)
 
 
 @app.command(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -63,14 +63,23 @@ def _turns(phase: Phase, name: str) -> dict[str, int]:
     return {"start": phase.timing.start.get(name, 0), "period": phase.timing.period, "time_steps": phase.time_steps}
 
 
+class Shown(Protocol):
+    """What more there is to say of a graph, as text and as JSON."""
+
+    def to_text(self) -> str: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Inspection:
-    """A graph, ready to be shown. `written` are the pictures that were drawn of it, by flag."""
+    """A graph, ready to be shown. `written` are the pictures that were drawn of it, by flag; `analysis` is what `toolchain.analysis` found."""
 
     graph: Graph
     target: str
     with_processes: bool = False
     written: dict[str, Path] = field(default_factory=dict)
+    analysis: Shown | None = None
 
     @property
     def stage(self) -> str:
@@ -97,6 +106,8 @@ class Inspection:
         }
         if self.with_processes:
             found["processes"] = [vars(process) for process in processes(graph)]
+        if self.analysis is not None:
+            found["analysis"] = self.analysis.to_json()
         return {**found, "pictures": {flag: str(path) for flag, path in self.written.items()}, "device": "cpu", "versions": versions()}
 
     def to_text(self) -> str:
@@ -117,6 +128,8 @@ class Inspection:
             lines += ["", _utilisation(graph).to_text()]
         if self.with_processes:
             lines += ["", *_process_lines(graph)]
+        if self.analysis is not None:
+            lines += ["", self.analysis.to_text(), ""]
         lines += [f"note: {note}" for note in graph.provenance.notes]
         lines += _rounding_lines(graph)
         return "\n".join([*lines, *(f"wrote {path}" for path in self.written.values())])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from toolchain.analysis import report
 from toolchain.artifact import Artifact
-from toolchain.compiler import FIRST_STAGE, compiled_as, lowered, uncompiled, until
+from toolchain.compiler import FIRST_STAGE, compile, compiled_as, lowered, uncompiled, until
 from toolchain.describe import Inspection
 from toolchain.describe import processes as processes_of
 from toolchain.drawing import draw
@@ -31,22 +32,30 @@ def inspect(
     processes: bool = False,
     svg: str | os.PathLike[str] | None = None,
     chip_svg: str | os.PathLike[str] | None = None,
+    analysis: bool = False,
 ) -> Inspection:
     """The compiled graph of `model` (of a .fsnn file the one it holds), or the graph after pass `after` of its pipeline ("lower": before any).
 
-    `processes` adds what will run as Lava processes, `svg` writes a picture of the graph there, `chip_svg` one of its cores. A network of the
-    catalogue without trained weights is shown with random ones. Raises UsageError for an unknown pass, or a stage that a .fsnn file does not hold;
+    `processes` adds what will run as Lava processes, `svg` writes a picture of the graph there, `chip_svg` one of its cores. `analysis` adds how
+    far potentials can go, whether loops settle, and what rounding costs each population (`toolchain.analysis.report`). A network of the catalogue without trained weights is shown with random ones. Raises UsageError for an unknown pass, or a stage that a .fsnn file does not hold;
     DesignRuleError where the graph does not fit the chip.
     """
     source, notes = uncompiled(model)
-    if source.artifact is not None:
+    if analysis and after is not None:
+        raise UsageError("--analysis is of the compiled graph beside the float one: leave --after out")
+    analysed = None
+    if analysis:
+        compiled = source.artifact or compile(model).artifact
+        analysed = report(compiled)
+        target, graph = compiled.target, compiled.graph
+    elif source.artifact is not None:
         target, graph = source.artifact.target, _stage_of(source.artifact, source.name, after)
     else:
         pipeline = get(TARGET).pipeline if after is None else until(get(TARGET).pipeline, after)
         target, graph = TARGET, pipeline(lowered(source, notes=notes))
     if processes:
         processes_of(graph)  # refused before any picture is written
-    return Inspection(graph, target, processes, _pictures(graph, svg, chip_svg))
+    return Inspection(graph, target, processes, _pictures(graph, svg, chip_svg), analysed)
 
 
 def _stage_of(compiled: Artifact, name: str, after: str | None) -> Graph:

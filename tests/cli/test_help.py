@@ -15,7 +15,7 @@ FLAGS = {
     "targets": "--json",
     "train": "--method --dataset --epochs --seed --device --set --resume -o",
     "compile": "--target --chip --weight-bits --time-steps --feedback-steps --timing --input --calibrate --set --dump-after --no-float --data-dir --json -o",
-    "inspect": "--after --processes --svg --chip-svg --json",
+    "inspect": "--after --processes --svg --chip-svg --analysis --json",
     "deploy": "--target --dataset --samples --batch --jobs --scheduler --synapses --device --fallback --predictions --resume --json",
     "compare": "--targets --dataset --samples --device --max-drop --report --fallback --json",
     "verify": "--targets --dataset --samples --phase --replay --json",

@@ -435,3 +435,16 @@ def test_every_network_of_the_catalogue_has_a_source():
     assert notes == ()
     assert source.module is not None
     assert not source.module.training
+
+
+def test_the_analysis_is_of_the_compiled_graph(tmp_path):
+    shown = toolchain.inspect("digits-fc", analysis=True)
+    text, found = shown.to_text(), shown.to_json()["analysis"]
+    assert "largest singular value" in text
+    assert set(found) == {"saturation", "contraction", "budget"}
+    assert found["budget"] is not None
+    file = tmp_path / "digits.fsnn"
+    toolchain.compile("digits-fc", output=file, float_tensors=False)
+    assert toolchain.inspect(file, analysis=True).to_json()["analysis"]["budget"] is None
+    with pytest.raises(UsageError, match="--analysis is of the compiled graph beside the float one: leave --after out"):
+        toolchain.inspect("digits-fc", analysis=True, after="fold")
