@@ -130,7 +130,7 @@ def pareto(
         figure.legend(loc="outside right upper", frameon=False, fontsize=11, handletextpad=0.3)
         below = len(points) - len(shown)
         if below:
-            axes.text(0.01, 0.02, f"{counted(below, 'point')} further down", transform=axes.transAxes, fontsize=11, color="#555555")
+            axes.text(0.01, 0.02, f"{below} more below", transform=axes.transAxes, fontsize=11, color="#555555")
 
     names = ", ".join(f"{p.weight_bits} bits and T {p.time_steps} ({100 * p.accuracy:.2f} %)" for p in front)
     return drawn(
