@@ -265,6 +265,26 @@ def mantissas(values: Array, exponent: int, low: int, high: int) -> Mantissas:
     return Mantissas(np.clip(rounded, low, high).astype(np.int64), exponent, clipped)
 
 
+def diffused(values: Array, exponent: int, low: int, high: int) -> Mantissas:
+    """As `mantissas`, for weights of images, (..., height, width): what rounding changes at a pixel is made up for at its neighbours that come later, row by row to
+    and fro (Floyd and Steinberg 1976). Neighbouring pixels are alike, so the errors cancel in the sum; what cutting at `low` or `high` costs is passed on up to one step."""
+    wanted = values / 2.0**exponent
+    made = np.empty_like(wanted)
+    height, width = values.shape[-2:]
+    clipped = 0
+    for y in range(height):
+        ahead = 1 if y % 2 == 0 else -1
+        for x in range(width)[::ahead]:
+            nearest = np.rint(wanted[..., y, x])
+            made[..., y, x] = nearest.clip(low, high)
+            clipped += int((nearest != made[..., y, x]).sum())
+            error = (wanted[..., y, x] - made[..., y, x]).clip(-1, 1)
+            for dy, dx, share in ((0, ahead, 7 / 16), (1, -ahead, 3 / 16), (1, 0, 5 / 16), (1, ahead, 1 / 16)):
+                if y + dy < height and 0 <= x + dx < width:
+                    wanted[..., y + dy, x + dx] += share * error
+    return Mantissas(made.astype(np.int64), exponent, clipped)
+
+
 def exponent_for(bound: float, high: float, largest: int) -> int:
     """The smallest exponent e in 0..largest with bound <= high * 2^e (`largest` where none suffices)."""
     if bound <= high:

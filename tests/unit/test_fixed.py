@@ -89,3 +89,23 @@ def test_exponents_are_the_smallest_that_fit(bound, high, largest):
     exponent = fixed.exponent_for(bound, high, largest)
     assert bound <= high * 2.0**exponent or exponent == largest
     assert exponent == 0 or bound > high * 2.0 ** (exponent - 1)
+
+
+def test_what_diffusion_rounds_away_it_makes_up_for_nearby():
+    """A grey image over any few neighbouring pixels: the sum of the rounded weights stays near the exact one, where nearest rounding drifts."""
+    draw = np.random.default_rng(0)
+    weights = draw.uniform(-3, 3, (20, 1, 16, 16))
+    near, spread = (fixed.mantissas(weights, 0, -8, 7), fixed.diffused(weights, 0, -8, 7))
+    assert spread.clipped == 0
+    assert np.abs(spread.mantissa - weights).max() < 2
+    windows = [np.s_[..., y : y + 8, x : x + 8] for y in (0, 8) for x in (0, 8)]
+    drift = [np.sqrt(np.mean([((made.mantissa[w] - weights[w]).sum((-2, -1)) ** 2).mean() for w in windows])) for made in (near, spread)]
+    assert drift[1] < drift[0] / 2
+
+
+def test_diffusion_leaves_whole_numbers_and_cuts_what_is_too_large():
+    whole = np.arange(-8, 8, dtype=np.float64).reshape(1, 4, 4)
+    assert (fixed.diffused(whole, 0, -8, 7).mantissa == whole).all()
+    large = fixed.diffused(np.full((1, 2, 2), 9.0), 0, -8, 7)
+    assert (large.mantissa == 7).all()
+    assert large.clipped == 4

@@ -18,6 +18,8 @@ from toolchain.ir import (
     Array,
     Bias,
     Calibration,
+    Conv2d,
+    Dense,
     Drive,
     Dynamics,
     Graph,
@@ -58,7 +60,8 @@ class Quantize:
 
     Units and exponents are those of `passes.grids`: one scale times powers of two, in both phases, so the feedback phase reads the forward integers. Each
     connection's mantissas are rounded to `weight_bits` at the exponent of least error. A readout, outside all loops, has a unit of its own. Thresholds,
-    resets, biases, leaks and the host's input connection are rounded likewise. What the worst case of any input needs room for is worked out by `passes.ranges`;
+    resets, biases, leaks and the host's input connection are rounded likewise. Weights that meet the pixels of an image on the chip are not rounded one by one: what
+    rounding changes at one is made up for at its neighbours (`fixed.diffused`). What the worst case of any input needs room for is worked out by `passes.ranges`;
     `calibration` replaces it by what real inputs needed, which leaves finer units and currents, and what passes the room is cut, saturated and counted.
     `input_levels` is what an input of 1.0 is sent or multiplied as (None: 255, events 15).
     """
@@ -238,7 +241,23 @@ class _Quantizer:
         target = self._grid("forward", synapse.target)
         unit = target / self._message(synapse.source) / grids.area(synapse.ops)
         exponent = self.grids.exponents.get(name, 0)
-        self._keep(name, fixed.mantissas(self.source.tensors[name] * unit, exponent, self.low, self.high), unit, np.int8)
+        weight = self.source.tensors[name]
+        image = self._image(synapse, weight)
+        if image is None:
+            rounded = fixed.mantissas(weight * unit, exponent, self.low, self.high)
+        else:
+            rounded = fixed.diffused((weight * unit).reshape(image), exponent, self.low, self.high)
+            rounded = rounded._replace(mantissa=rounded.mantissa.reshape(weight.shape))
+        self._keep(name, rounded, unit, np.int8)
+
+    def _image(self, synapse: Synapse, weight: Array) -> tuple[int, ...] | None:
+        """The shape (..., height, width) in which a weight meets the pixels of an image; None where it meets anything else."""
+        source, first = self.source.population(synapse.source), synapse.ops[0]
+        if source.kind != "input" or source.events or len(source.shape) != 3:
+            return None
+        if isinstance(first, Conv2d):
+            return weight.shape
+        return (len(weight), *source.shape) if isinstance(first, Dense) else None
 
     def _phase(self, phase: Phase) -> Phase:
         return msgspec.structs.replace(
