@@ -118,28 +118,6 @@ def fingerprint(model: FeedbackSNN) -> str:
 
 # What cannot be compiled.
 
-NEAREST = {
-    "Dropout": "leave it out and set the network's dropout, which training alone uses",
-    "MaxPool": "use AvgPool2d, which spikes can do",
-    "MaxUnpool": "use Upsample",
-    "LPPool": "use AvgPool2d",
-    "FractionalMaxPool": "use AvgPool2d",
-    "AvgPool": "use AvgPool2d or AdaptiveAvgPool2d on (channels, height, width)",
-    "Norm": "use BatchNorm1d or BatchNorm2d, whose running statistics are constants",
-    "Flatten": "leave it out, a Linear flattens by itself",
-    "Sequential": "put its parts into the outer Sequential",
-    "ConvTranspose": "use ConvTranspose2d",
-    "Conv": "use Conv2d",
-    "Upsampl": "use Upsample(scale_factor=2, mode='nearest')",
-    "PixelShuffle": "use Upsample(scale_factor=2, mode='nearest') or ConvTranspose2d",
-    "Linear": "use Linear",
-    "LU": "leave it out, a layer's neurons are its nonlinearity",
-    "Tanh": "leave it out, a layer's neurons are its nonlinearity",
-    "Sigmoid": "leave it out, a layer's neurons are its nonlinearity",
-    "Softmax": "leave it out, the loss applies it to the logits",
-}
-"""The nearest thing that is compiled, by a part of the module's name; the first that fits."""
-
 
 def not_compiled(model: FeedbackSNN) -> str | None:
     """Why the graph cannot say what `model` is, one sentence; None where it can."""
@@ -150,8 +128,7 @@ def not_compiled(model: FeedbackSNN) -> str | None:
             if type(part) not in OPERATIONS:
                 kind = type(part).__name__
                 named = where if path == name else f"part '{path}' of {where}"
-                nearest = next((n for fits, n in NEAREST.items() if fits in kind), f"use {' or '.join(k.__name__ for k in OPERATIONS)}")
-                return f"{named} is a {kind}, which is not compiled: {nearest}"
+                return f"{named} is a {kind}, which is not compiled: {connections.nearest(kind)}"
     ends = {name: source for name, (source, _, _) in model.connections().items()} | {"readout": model.layers - 1}
     shapes = model.layer_shapes()
     for name, module in {**modules, **({} if model.readout is None else {"readout": model.readout})}.items():
@@ -251,7 +228,8 @@ def _values(numbers: tuple[float, ...]) -> Array:
 
 
 def _array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().cpu().numpy()
+    values = tensor.detach().cpu()
+    found: Array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # NumPy has no bfloat16
     return found
 
 

@@ -28,6 +28,29 @@ Statistics = Union[Literal["running", "batch", "learn"], Given]
 """What batch normalisation uses: running statistics; the batch's; the batch's, which also update the running ones; or a given (mean, variance + eps)."""
 
 
+NEAREST = {
+    "Dropout": "leave it out and set the network's dropout, which training alone uses",
+    "MaxPool": "use AvgPool2d, which spikes can do",
+    "MaxUnpool": "use Upsample",
+    "LPPool": "use AvgPool2d",
+    "FractionalMaxPool": "use AvgPool2d",
+    "AvgPool": "use AvgPool2d or AdaptiveAvgPool2d on (channels, height, width)",
+    "Norm": "use BatchNorm1d or BatchNorm2d, whose running statistics are constants",
+    "Flatten": "leave it out, a Linear flattens by itself",
+    "Sequential": "put its parts into the outer Sequential",
+    "ConvTranspose": "use ConvTranspose2d",
+    "Conv": "use Conv2d",
+    "Upsampl": "use Upsample(scale_factor=2, mode='nearest')",
+    "PixelShuffle": "use Upsample(scale_factor=2, mode='nearest') or ConvTranspose2d",
+    "Linear": "use Linear",
+    "LU": "leave it out, a layer's neurons are its nonlinearity",
+    "Tanh": "leave it out, a layer's neurons are its nonlinearity",
+    "Sigmoid": "leave it out, a layer's neurons are its nonlinearity",
+    "Softmax": "leave it out, the loss applies it to the logits",
+}
+"""The nearest supported thing, by a part of a module's name; the first that fits."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What the front end must know of one kind of connection."""
@@ -95,7 +118,12 @@ def kind_of(module: nn.Module, where: str) -> Kind:
     """How to treat `module`; UsageError naming `where` and the supported kinds."""
     if type(module) in KINDS:
         return KINDS[type(module)]
-    raise UsageError(f"{where} is a {type(module).__name__}, which is not supported yet: use {' or '.join(k.__name__ for k in KINDS)}")
+    raise UsageError(f"{where} is a {type(module).__name__}, which is not supported yet: {nearest(type(module).__name__)}")
+
+
+def nearest(kind: str) -> str:
+    """What to use in place of a module called `kind`: the nearest supported thing, else all of them."""
+    return next((instead for part, instead in NEAREST.items() if part in kind), f"use {' or '.join(k.__name__ for k in KINDS)}")
 
 
 def advance(module: nn.Module) -> None:

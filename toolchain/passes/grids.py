@@ -4,9 +4,9 @@ All units are one graph scale b times powers of two, g_p = b 2^k_p. A connection
 its message: v_s is 1 for a couple's spike, the number of levels for an input, g_s for a relay's graded value. That is mantissa << e with e in 0 .. 7, so a
 connection that is much smaller than its neighbour at the same target bounds what both can have. Per population, in the order of the forward phase, k_p is
 
-    the smallest at which every connection into p rounds about as well as its mantissas allow, and p's threshold is not too coarse;
+    the smallest at which what rounding adds to p's current is about as little as mantissas allow, or lost beside p's threshold, and the threshold is not too coarse;
     raised while there are exponents left and neither potentials nor currents pass what the chip holds (powers of two never change a spike);
-    at most where the largest connection still has an exponent.
+    at most where the largest connection still has an exponent; of a relay, at most where those that read it still have room for weights.
 
 The feedback phase reads the same integers from the other side. What W^T delivers to s is in steps of (g_t / v_s) u_t 2^d, u_t being 1 for a couple's spike and the
 feedback unit of a relay's graded value; the exponent e + d must lie in 0 .. 7 again, which bounds the feedback units of neighbours.
@@ -21,7 +21,7 @@ from math import ceil, floor, inf, log2, prod
 import numpy as np
 
 from toolchain import fixed
-from toolchain.ir import POTENTIAL_LIMIT, AvgPool2d, Graph, Op, Synapse, weight_of
+from toolchain.ir import POTENTIAL_LIMIT, AvgPool2d, ConvTranspose2d, Graph, Op, Synapse, weight_of
 
 FINEST = 2**13
 """No threshold needs a finer grid than this: 13-bit currents end there."""
@@ -38,7 +38,7 @@ LARGEST_CURRENT = fixed.CURRENT_MANTISSA[1] << fixed.CURRENT_EXPONENT_MAX
 RESETS = 16
 """A membrane should hold this many resets, or all that it can need: a silent neuron that saturates forgets how silent it was. Worth at most `BITS_FOR_ROOM` of the weights."""
 
-BITS_FOR_ROOM = 2
+BITS_FOR_ROOM = 1
 
 CANDIDATES = 64
 """Scales tried in the octave of b."""
@@ -47,7 +47,13 @@ LOOKED_AT = 2**14
 """Values of a weight that the search for b looks at (all of smaller ones)."""
 
 NEARLY_BEST = 1.05
-"""A rounding error this close to the best one a connection can have is good enough."""
+"""A rounding error this close to the best one that connections can have is good enough."""
+
+LOST = 2.0**-10
+"""Of the threshold: rounding errors of a step's current below this do not matter, however large they are beside small weights."""
+
+LOWEST_POWER = 48
+"""Powers of two below full mantissas at which the search for enough of them ends: all of them are 0 long before."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Connection:
         self.values = whole[:: max(1, len(whole) // LOOKED_AT)]
         self._low, self._high = low, high
         self._power = float(np.sum(self.values**2))
+        self.per_target = float(np.sum(whole**2)) / _targets(synapse.ops, graph.tensors[name].shape)
 
     def error(self, unit: float, exponent: int) -> float:
         """Squared rounding error over the squared weights, at `unit` integer steps per 1.0."""
@@ -103,6 +110,25 @@ class Connection:
     def fits_at(self, unit: float) -> int:
         """The exponent, of either sign, at which the largest mantissa just fits."""
         return _fitting(self.peak * unit, self._high)
+
+    def modest_unit(self) -> float:
+        """A unit that asks little of what comes before: the smallest power of two at which nothing is rounded, else full mantissas but for `BITS_FOR_ROOM`."""
+        power = -self.fits_at(1.0)
+        if self.error(2.0**power, 0) > 0:
+            return 2.0 ** (power - BITS_FOR_ROOM)
+        while self.error(2.0 ** (power - 1), 0) == 0:
+            power -= 1
+        return 2.0**power
+
+    def largest_unit(self) -> float:
+        """The largest unit at which its weights still have an exponent."""
+        return (self._high + 0.25) * 2.0**fixed.WEIGHT_EXPONENT_MAX / self.peak
+
+
+def _targets(ops: tuple[Op, ...], shape: tuple[int, ...]) -> int:
+    """How many target neurons (of images: channels) share out the weights of a connection."""
+    (op,) = (op for op in ops if weight_of(op) is not None)
+    return shape[1] * op.groups if isinstance(op, ConvTranspose2d) else shape[0]
 
 
 def _fitting(bound: float, high: int) -> int:
@@ -143,6 +169,7 @@ class _Search:
         self.potentials, self.drives = potentials, drives
         self.kinds = {population.name: population.kind for population in graph.populations}
         self.inputs = {name for name, kind in self.kinds.items() if kind == "input"}
+        self.limits = self._limits()
 
     def forward(self) -> dict[str, float]:
         """g_p of every population of the forward phase but the readout."""
@@ -183,32 +210,64 @@ class _Search:
 
     def _power(self, name: str, base: float, grids: Mapping[str, float]) -> int:
         """k_p: see the module."""
-        into = [c for c in self.connections if c.target == name]
         trial = {**grids, name: base}
-        full = {id(c): -c.fits_at(self._unit(c, trial)) for c in into}
-        most = min((k + fixed.WEIGHT_EXPONENT_MAX for k in full.values()), default=64)
-        needed = max((self._needed(c, self._unit(c, trial), full[id(c)]) for c in into), default=-64)
+        into = {c: self._unit(c, trial) for c in self.connections if c.target == name}
+        most = min((-c.fits_at(unit) + fixed.WEIGHT_EXPONENT_MAX for c, unit in into.items()), default=64)
         dynamics = self.graph.phase("forward").dynamics[name]
         current = self._largest_current(name)
         if self.kinds[name] == "linear":
-            fine = ceil(log2(FINE_CURRENT / (current * base))) if current > 0 else -64
+            needed = self._needed(into, 0.0)
+            fine = ceil(log2(FINE_CURRENT / (current * base))) if current > 0 else None
             held = floor(log2(POTENTIAL_LIMIT / (self._largest_potential(name) * base)))
-            return min(most, max(needed, min(fine, held)), 40) if max(needed, fine) > -64 else 0
+            wanted = [power for power in (needed, None if fine is None else min(fine, held)) if power is not None]
+            readable = floor(log2(self.limits[name] / base)) if self.limits[name] < inf else most
+            return min(most, max(wanted, default=0), readable)
         threshold = float(dynamics.threshold)
         coarse = ceil(log2(COARSEST / (threshold * base)))
-        potential = self._largest_potential(name)
-        wished = [FINEST / threshold, POTENTIAL_LIMIT / potential] + ([LARGEST_CURRENT / current] if current > 0 else [])
+        wished = [FINEST / threshold, POTENTIAL_LIMIT / self._largest_potential(name)] + (
+            [LARGEST_CURRENT / current] if current > 0 else []
+        )
         finest = floor(log2(min(wished) / base))
-        room = floor(log2(POTENTIAL_LIMIT / (min(potential, RESETS * dynamics.reset if dynamics.reset else potential) * base)))
-        return min(most, max(coarse, finest, min(needed, max(room, needed - BITS_FOR_ROOM))))
+        room = floor(log2(self._room(name) / base))
+        needed = self._needed(into, threshold * LOST)
+        enough = coarse if needed is None else min(needed, max(room, most - fixed.WEIGHT_EXPONENT_MAX - BITS_FOR_ROOM))
+        return min(most, max(coarse, finest, enough))
 
-    def _needed(self, connection: Connection, unit: float, full: int) -> int:
-        """The smallest power of two at which the connection's error at exponent 0 is nearly its best: fewer than full mantissas do for what is coarse anyway."""
-        best = connection.error(unit * 2.0**full, 0)
-        power = full
-        while power > full - 9 and connection.error(unit * 2.0 ** (power - 1), 0) <= best * NEARLY_BEST:
+    def _needed(self, into: Mapping[Connection, float], lost: float) -> int | None:
+        """The smallest power of two at which what rounding adds to a target's current, over all connections with their units, is nearly the least that mantissas
+        allow, or `lost`; None without connections. What a connection has beyond full mantissas its exponent takes away again."""
+        if not into:
+            return None
+
+        def added(power: int) -> float:
+            return sum(c.error(unit * 2.0 ** min(power, -c.fits_at(unit)), 0) * c.per_target for c, unit in into.items())
+
+        power = max(-c.fits_at(unit) for c, unit in into.items())
+        enough = max(added(power) * NEARLY_BEST, lost**2)
+        lowest = power - LOWEST_POWER
+        while power > lowest and added(power - 1) <= enough:
             power -= 1
         return power
+
+    def _room(self, name: str) -> float:
+        """The unit at which a couple's membrane holds `RESETS` resets, or all that it can need."""
+        reset, potential = self.graph.phase("forward").dynamics[name].reset, self._largest_potential(name)
+        return POTENTIAL_LIMIT / (min(potential, RESETS * reset) if reset else potential)
+
+    def _limits(self) -> dict[str, float]:
+        """The largest unit of each population: what its exponents and its membrane hold, of a relay also what its readers can take."""
+        found: dict[str, float] = {}
+        for name in reversed(self.inner):
+            bounds = [c.largest_unit() * (self.levels if c.source in self.inputs else 1) for c in self._into_from_spikes(name)]
+            if self.kinds[name] == "couple":
+                bounds.append(self._room(name))
+            else:
+                bounds += [found.get(c.target, inf) / c.modest_unit() for c in self.connections if c.source == name]
+            found[name] = min(bounds, default=inf)
+        return found
+
+    def _into_from_spikes(self, name: str) -> list[Connection]:
+        return [c for c in self.connections if c.target == name and self.kinds[c.source] != "linear"]
 
     def _largest_current(self, name: str) -> float:
         """The largest drive or bias that population `name` gets, in the float graph's units; of couples in either phase (relays have a unit for each)."""
@@ -260,7 +319,8 @@ class _Search:
         driven = {drive.population for drive in phase.drive}
         for name in sorted(phase.order, key=lambda name: (self.kinds[name] == "linear", name not in driven)):
             if self.kinds[name] == "couple":
-                found[name] = 2.0 ** (system.settle(name, round(log2(grids[name]) - odd)) + odd)
+                room = POTENTIAL_LIMIT / (RESETS * max(phase.dynamics[name].reset, phase.dynamics[name].threshold))
+                found[name] = 2.0 ** (system.settle(name, floor(log2(min(grids[name], room)) - odd + 1e-9)) + odd)
             elif name in driven:
                 found[name] = 2.0 ** system.settle(name, round(log2(FINE_CURRENT / max(self.drives["feedback", name], 1e-30))))
             else:

@@ -50,6 +50,9 @@ EVENT_LEVELS = 15
 HOST_LIMIT = 2**52
 """Host sums stay below this, so that float64 products of whole numbers are exact."""
 
+COARSE = 5.0
+"""Over the largest mantissa: four times what weights of a bell curve, the largest four deviations out, lose of their mean size to rounding."""
+
 MARGIN = 1.25
 """What calibration saw, times this, is made room for: other inputs go a little further."""
 
@@ -138,6 +141,7 @@ class _Quantizer:
         self.kinds = {population.name: population.kind for population in graph.populations}
         self.tensors: dict[str, Array] = {}
         self.rounding: dict[str, Rounding] = {}
+        self.lost: dict[str, float] = {}  # mean |rounding error| over mean |value|
         self.worst: dict[tuple[str, str], Range] = {
             (phase.name, drive.population): drive_range(graph, phase, drive) for phase in graph.phases for drive in phase.drive
         }
@@ -195,6 +199,7 @@ class _Quantizer:
             f"weight '{name}' has integers of its own in the feedback phase, where its forward ones are too fine to be added to those of larger connections"
             for name in sorted(self.grids.apart)
         ]
+        notes += self._notes_on_weights()
         full = {(p, n): v * self._grid(p, n) / POTENTIAL_LIMIT for (p, n), v in self._worst_potentials().items()}
         over = sorted(name for (_, name), share in full.items() if share > 1 and self.kinds[name] in ("couple", "linear"))
         if over:
@@ -207,6 +212,25 @@ class _Quantizer:
         ]
         if any(record.clipped for name, record in self.rounding.items() if name.endswith(".current")):
             notes.append(f"{when} an injected current passes its 13-bit mantissa and is cut: cut currents are counted in every run")
+        return notes
+
+    def _notes_on_weights(self) -> list[str]:
+        """Weights that lose more to rounding than their bits make one expect of a bell curve's."""
+        notes = []
+        sent = {_name(s) for s in self.source.phase("forward").synapses if self.kinds[s.source] == "input"}
+        for name in sorted(set(self.rounding) & {_name(s) for phase in self.source.phases for s in phase.synapses}):
+            exact = np.abs(self.source.tensors[name])
+            if exact.any() and not self.tensors[name].any():
+                notes.append(f"weight '{name}' rounds to 0 everywhere: beside what else reaches its target it is too small for these bits")
+            elif self.lost[name] > COARSE / self.high:
+                notes.append(
+                    f"weight '{name}' loses {100 * self.lost[name]:.0f} % of its mean size to rounding (its largest value is {exact.max() / exact.mean():.0f} times that size): "
+                    + (
+                        "send fewer input levels (--set quantize.input_levels=15), or use --input bias"
+                        if name in sent
+                        else "clip it, or use more bits"
+                    )
+                )
         return notes
 
     def _worst_potentials(self) -> dict[tuple[str, str], float]:
@@ -279,13 +303,19 @@ class _Quantizer:
         threshold, reset = round(dynamics.threshold * grid), round(dynamics.reset * grid)
         if not 1 <= threshold <= POTENTIAL_LIMIT or reset > POTENTIAL_LIMIT:
             raise DesignRuleError(
-                f"population '{name}' needs threshold {threshold:g} and reset {reset:g} in phase '{phase}': the 24-bit membrane holds 1 to {POTENTIAL_LIMIT}; scale its weights and threshold together"
+                f"population '{name}' needs threshold {threshold:g} and reset {reset:g} in phase '{phase}': the 24-bit membrane holds 1 to {POTENTIAL_LIMIT}, "
+                f"and its weights, up to {self._largest_weight(name):.3g} where the threshold is {self.source.phase('forward').dynamics[name].threshold:.3g}, leave no unit for both: "
+                "bring weights and threshold closer together"
             )
         for label, exact, whole in (("threshold", dynamics.threshold, threshold), ("reset", dynamics.reset, reset)):
             error = abs(whole / grid - exact)
             if error > 0:
                 self.rounding[f"{phase}.{name}.{label}"] = Rounding(0, error, error, 0)
         return Dynamics(leak=leak, threshold=threshold, reset=reset, members=dynamics.members)
+
+    def _largest_weight(self, name: str) -> float:
+        into = [s for s in self.source.phase("forward").synapses if s.target == name]
+        return max((float(np.abs(self.source.tensors[_name(s)]).max(initial=0)) for s in into), default=0.0)
 
     def _synapse(self, phase: Phase, synapse: Synapse) -> Synapse:
         name = _name(synapse)
@@ -352,6 +382,8 @@ class _Quantizer:
         return max(0, min(SHIFT_LIMIT, floor(log2((2**31 - 1) / peak)), floor(log2(HOST_LIMIT / total)) - 1))
 
     def _keep(self, name: str, rounded: fixed.Mantissas, unit: float, dtype: type[np.signedinteger], source: str = "") -> None:  # type: ignore[type-arg]
-        error = rounded.mantissa * (2.0**rounded.exponent / unit) - self.source.tensors[source or name]
+        exact = self.source.tensors[source or name]
+        error = rounded.mantissa * (2.0**rounded.exponent / unit) - exact
+        self.lost[name] = float(np.abs(error).mean() / max(np.abs(exact).mean(), 1e-300))
         self.rounding[name] = Rounding(rounded.exponent, float(np.abs(error).max()), float(np.sqrt(np.mean(error**2))), rounded.clipped)
         self.tensors[name] = frozen(rounded.mantissa, dtype)

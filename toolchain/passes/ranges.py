@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 
 from toolchain import fixed
 from toolchain.ir import Array, Drive, Graph, Phase, Synapse, leak_sum, weight_of
 
-LARGEST_SWEEPS = 8
-"""Relays that feed earlier relays are bounded by repetition; a loop of relays alone has no bound."""
+LARGEST = 1e100
+"""Values of a loop of relays beyond this are as good as any larger one."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def ranges(graph: Graph, phase: Phase, injected: Mapping[str, Range] | None = No
             currents[drive.population] = drive_range(graph, phase, drive)
     emitted = {name: _emitted(graph, phase, name) for name in phase.order}
     arriving: dict[str, Range] = {}
-    for _ in range(LARGEST_SWEEPS):
+    for _ in range(phase.time_steps + 1):  # a relay that feeds an earlier one is bounded by as many turns as there are steps
         before = {name: r for name, r in emitted.items() if graph.population(name).kind == "linear"}
         for name in phase.order:
             if graph.population(name).kind == "input":
@@ -60,12 +59,8 @@ def ranges(graph: Graph, phase: Phase, injected: Mapping[str, Range] | None = No
             arriving[name] = _arriving(graph, phase, name, emitted, currents)
             if graph.population(name).kind == "linear":
                 emitted[name] = arriving[name]
-        if all(_same(emitted[name], old) for name, old in before.items()):
+        if all(_same(emitted[name], old) for name, old in before.items()) or _overflown(emitted):
             break
-    else:
-        for name in before:
-            unbounded = np.full(graph.population(name).shape, inf)
-            arriving[name] = Range(-unbounded, unbounded)
     return Ranges(arriving, {name: _potential(phase, name, found) for name, found in arriving.items()})
 
 
@@ -156,6 +151,11 @@ def _towards(current: Array, threshold: float, reset: float, steps: float) -> Ar
     positive = np.maximum(current, 0)
     made: Array = np.minimum(positive * steps, threshold + positive + np.maximum(positive - reset, 0) * steps)
     return made
+
+
+def _overflown(emitted: Mapping[str, Range]) -> bool:
+    """Whether a loop of relays has gone beyond any number that is needed."""
+    return any(found.largest > LARGEST for found in emitted.values())
 
 
 def _same(a: Range, b: Range) -> bool:
