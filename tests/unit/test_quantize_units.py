@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from toolchain import fixed
-from toolchain.errors import GraphError
+from toolchain.errors import DesignRuleError, GraphError
 from toolchain.ir import (
     AvgPool2d,
     Bias,
@@ -261,3 +261,66 @@ def test_a_loop_of_relays_is_bounded_by_its_turns():
     np.testing.assert_allclose(integers.potentials["stream0"] / units, floats.potentials["stream0"], atol=0.02)
     bound = ranges(prepared, prepared.phase("forward")).arriving["stream0"]
     assert (np.abs(floats.potentials["stream0"][0]) <= np.maximum(bound.high, -bound.low) + 1e-9).all()
+
+
+def test_a_bias_that_no_register_holds_is_cut_with_a_note():
+    graph = residual()
+    biases = {**graph.tensors, "steady": frozen(graph.tensors["steady"] + 5000.0)}
+    notes = Quantize()(msgspec.structs.replace(graph, tensors=biases)).provenance.notes
+    assert any(note.startswith("bias 'steady' of 'a' passes its 13-bit mantissa and is cut in 196 of 196 neurons") for note in notes)
+    assert not any("bias" in note for note in Quantize()(graph).provenance.notes)
+
+
+def test_a_relay_keeps_its_bias_whole():
+    """Of graded input too, whose unit would be finer than a bias register reaches."""
+    graph = drawn()
+    forward, declared = graph.phases
+    tensors = {**graph.tensors, "offset": frozen(np.full(SHAPE, 9.0))}
+    biased = msgspec.structs.replace(forward, bias={**forward.bias, "stream0": (Bias("offset"),)})
+    quantized = Quantize()(Retime()(Adjoint()(msgspec.structs.replace(graph, phases=(biased, declared), tensors=tensors))))
+    (bias,) = quantized.phase("forward").bias["stream0"]
+    held = quantized.tensors[bias.tensor] * 2.0**bias.exponent / quantized.scale("forward", "stream0")
+    np.testing.assert_allclose(held, 9.0, rtol=1e-3)
+
+
+def test_a_reset_that_would_round_to_nothing_is_refused():
+    graph = residual()
+    tiny = tuple(
+        msgspec.structs.replace(
+            p,
+            dynamics={n: msgspec.structs.replace(d, reset=1e-9) if n == "b" and p.name == "forward" else d for n, d in p.dynamics.items()},
+        )
+        for p in graph.phases
+    )
+    with pytest.raises(DesignRuleError, match=r"population 'b' needs threshold .* and reset 0 in phase 'forward'"):
+        Quantize()(msgspec.structs.replace(graph, phases=tiny))
+
+
+@pytest.mark.parametrize("reset", [0.25, 1.0, 2.0])
+def test_no_potential_passes_its_bounds_at_any_step(reset):
+    """Floats and integers, before a neuron fires and behind it, whatever the reset is beside the threshold of 0.5."""
+    graph = residual(step=0.0371)
+    changed = tuple(
+        msgspec.structs.replace(
+            p,
+            dynamics={
+                n: msgspec.structs.replace(d, reset=reset if p.name == "forward" else reset / 2) if n in "abc" else d
+                for n, d in p.dynamics.items()
+            },
+        )
+        for p in graph.phases
+    )
+    graph = msgspec.structs.replace(graph, phases=changed)
+    draw = np.random.default_rng(2)
+    amplitude = graph.phase("feedback").dynamics["c"].reset / graph.scale("feedback", "c")
+    x, error = draw.random((6, 2, 7, 7)), draw.uniform(-amplitude, amplitude, (6, *SHAPE))
+    for made in (graph, Quantize()(graph)):
+        for phase, result in zip(made.phases, runs(made, x, error), strict=True):
+            bounds = ranges(made, phase)
+            for name in ("a", "b", "c"):
+                bound = bounds.potential[name]
+                after, fired = result.history[name].potentials, result.history[name].spikes
+                before = after + phase.dynamics[name].reset * fired.astype(float)
+                for potential in (before, after):
+                    assert (potential <= bound.high + 1e-9).all()
+                    assert (potential >= bound.low - 1e-9).all()

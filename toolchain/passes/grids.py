@@ -220,10 +220,15 @@ class _Search:
             fine = ceil(log2(FINE_CURRENT / (current * base))) if current > 0 else None
             held = floor(log2(POTENTIAL_LIMIT / (self._largest_potential(name) * base)))
             wanted = [power for power in (needed, None if fine is None else min(fine, held)) if power is not None]
+            if current > 0:  # a value that is cut is a wrong one
+                most = min(most, floor(log2(LARGEST_CURRENT / (current * base))))
             readable = floor(log2(self.limits[name] / base)) if self.limits[name] < inf else most
             return min(most, max(wanted, default=0), readable)
         threshold = float(dynamics.threshold)
         coarse = ceil(log2(COARSEST / (threshold * base)))
+        bias = self._largest_bias(name)
+        if bias > 0:  # beyond the register only where it is hundreds of thresholds anyway
+            most = min(most, max(coarse, floor(log2(LARGEST_CURRENT / (bias * base)))))
         wished = [FINEST / threshold, POTENTIAL_LIMIT / self._largest_potential(name)] + (
             [LARGEST_CURRENT / current] if current > 0 else []
         )
@@ -273,9 +278,11 @@ class _Search:
         """The largest drive or bias that population `name` gets, in the float graph's units; of couples in either phase (relays have a unit for each)."""
         phases = ("forward",) if self.kinds[name] == "linear" else ("forward", "feedback")
         found = [bound for (phase, population), bound in self.drives.items() if population == name and phase in phases]
-        for phase in self.graph.phases:
-            found += [float(np.abs(self.graph.tensors[bias.tensor]).max(initial=0)) for bias in phase.bias.get(name, ())]
-        return max(found, default=0.0)
+        return max([*found, self._largest_bias(name)], default=0.0)
+
+    def _largest_bias(self, name: str) -> float:
+        biases = [bias for phase in self.graph.phases for bias in phase.bias.get(name, ())]
+        return max((float(np.abs(self.graph.tensors[bias.tensor]).max(initial=0)) for bias in biases), default=0.0)
 
     def _largest_potential(self, name: str) -> float:
         return max(self.potentials["forward", name], 1e-30)

@@ -199,7 +199,7 @@ class _Quantizer:
             f"weight '{name}' has integers of its own in the feedback phase, where its forward ones are too fine to be added to those of larger connections"
             for name in sorted(self.grids.apart)
         ]
-        notes += self._notes_on_weights()
+        notes += self._notes_on_biases() + self._notes_on_weights()
         full = {(p, n): v * self._grid(p, n) / POTENTIAL_LIMIT for (p, n), v in self._worst_potentials().items()}
         over = sorted(name for (_, name), share in full.items() if share > 1 and self.kinds[name] in ("couple", "linear"))
         if over:
@@ -213,6 +213,21 @@ class _Quantizer:
         if any(record.clipped for name, record in self.rounding.items() if name.endswith(".current")):
             notes.append(f"{when} an injected current passes its 13-bit mantissa and is cut: cut currents are counted in every run")
         return notes
+
+    def _notes_on_biases(self) -> list[str]:
+        cut = {
+            bias.tensor: n
+            for phase in self.source.phases
+            for n, biases in phase.bias.items()
+            if self.kinds[n] != "readout"
+            for bias in biases
+        }
+        return [
+            f"bias '{tensor}' of '{name}' passes its 13-bit mantissa and is cut in {self.rounding[tensor].clipped:,} of {self.tensors[tensor].size:,} neurons, by up to "
+            f"{self.rounding[tensor].max_error:.3g}: lower it, or raise the threshold with it"
+            for tensor, name in sorted(cut.items())
+            if self.rounding[tensor].clipped
+        ]
 
     def _notes_on_weights(self) -> list[str]:
         """Weights that lose more to rounding than their bits make one expect of a bell curve's."""
@@ -301,7 +316,7 @@ class _Quantizer:
         grid = self._grid(phase, name)
         # A float graph's dynamics are already in feedback units (A/Ab), so the grid alone turns them into integers.
         threshold, reset = round(dynamics.threshold * grid), round(dynamics.reset * grid)
-        if not 1 <= threshold <= POTENTIAL_LIMIT or reset > POTENTIAL_LIMIT:
+        if not 1 <= threshold <= POTENTIAL_LIMIT or reset > POTENTIAL_LIMIT or (reset == 0) != (dynamics.reset == 0):
             raise DesignRuleError(
                 f"population '{name}' needs threshold {threshold:g} and reset {reset:g} in phase '{phase}': the 24-bit membrane holds 1 to {POTENTIAL_LIMIT}, "
                 f"and its weights, up to {self._largest_weight(name):.3g} where the threshold is {self.source.phase('forward').dynamics[name].threshold:.3g}, leave no unit for both: "

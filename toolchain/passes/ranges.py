@@ -3,10 +3,12 @@
 A spike lies in {0, 1} (plus members) or {-1, 0, 1} (both), an input in [0, its scale]. What arrives is bounded by the positive and the negative weights apart, at every
 neuron of its own (borders of padded convolutions see fewer). A membrane between its steps is then bounded by what arrives in the worst case at every step:
 
-    upwards      a plus member fires at the threshold Vth and loses A: u <= Vth + J and, where J > A, T (J - A) more
-    downwards    nothing stops a silent neuron: u >= -T |J|; with a leak -|J| sum of leak^k. With both members as upwards.
+    upwards      a plus member fires at the threshold Vth and loses A: u <= Vth + J and, where J > A, T (J - A) more; and u <= T J, with a leak J sum of leak^k
+    downwards    nothing stops a silent neuron, and one that has just fired may start at Vth - A: u >= min(0, Vth - A) - T |J|
+    both members either way as upwards, from Vth or, where that is more, from the A - Vth that a spike of the other sign leaves
 
-The bounds hold for every input; calibration (`--calibrate`) stands beside them with what real inputs did.
+They hold before a neuron fires and behind it. For integers what the host rounds and what its registers hold is counted in: an error is bounded by its register, in float
+graphs, which have none, by one spike's amplitude. The bounds hold for every input; calibration (`--calibrate`) stands beside them with what real inputs did.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolchain import fixed
+from toolchain.fixed import CURRENT_MANTISSA
 from toolchain.ir import Array, Drive, Graph, Phase, Synapse, leak_sum, weight_of
 
 LARGEST = 1e100
@@ -71,14 +74,18 @@ def drive_range(graph: Graph, phase: Phase, drive: Drive) -> Range:
         couples = [d.reset for d in phase.dynamics.values() if d.members == "both"]
         driven = phase.dynamics[drive.population]
         bound = np.full(shape, float(driven.reset if driven.members == "both" else max(couples, default=0)))
-        return Range(-bound, bound)
+        register = np.full(shape, 2.0**drive.exponent)
+        return Range(CURRENT_MANTISSA[0] * register, CURRENT_MANTISSA[1] * register) if graph.integer else Range(-bound, bound)
     (source,) = graph.of_kind("input")
     ones = np.ones((1, *source.shape)) * (graph.scale("forward", source.name) if graph.integer else 1.0)
     high = _signed(graph, drive.ops, ones, shape, 1)
     low = _signed(graph, drive.ops, ones, shape, -1)
-    bias = 0.0 if drive.bias is None else graph.tensors[drive.bias].astype(np.float64)
-    shift = 2.0 ** (drive.exponent - drive.shift) if graph.integer else 1.0
-    return Range((low + bias) * shift, (high + bias) * shift)
+    bias = np.zeros(shape) if drive.bias is None else graph.tensors[drive.bias].astype(np.float64)
+    if not graph.integer:
+        return Range(low + bias, high + bias)
+    step = 2.0**drive.exponent
+    ends = ((total + bias) / 2.0**drive.shift for total in (low, high))
+    return Range(*(np.clip(np.floor(end + 0.5), *CURRENT_MANTISSA) * step for end in ends))
 
 
 def _emitted(graph: Graph, phase: Phase, name: str) -> Range:
@@ -135,21 +142,19 @@ def _potential(phase: Phase, name: str, arriving: Range) -> Range:
     steps = leak_sum(dynamics.leak, phase.time_steps)
     if dynamics.members == "graded":
         return arriving
+    up, down = np.maximum(arriving.high, 0), np.maximum(-arriving.low, 0)
     if dynamics.members == "none":
-        return Range(np.minimum(arriving.low, 0) * steps, np.maximum(arriving.high, 0) * steps)
-    up = _towards(arriving.high, dynamics.threshold, dynamics.reset, steps)
-    down = (
-        _towards(-arriving.low, dynamics.threshold, dynamics.reset, steps)
-        if dynamics.members == "both"
-        else np.maximum(-arriving.low, 0) * steps
-    )
-    return Range(-down, up)
+        return Range(-down * steps, up * steps)
+    threshold, reset = dynamics.threshold, dynamics.reset
+    left = max(reset - threshold, 0)  # behind a spike, beyond rest
+    if dynamics.members == "plus":
+        return Range(-(left + down * steps), _fired(up, threshold, reset, 0, steps))
+    return Range(-_fired(down, threshold, reset, left, steps), _fired(up, threshold, reset, left, steps))
 
 
-def _towards(current: Array, threshold: float, reset: float, steps: float) -> Array:
-    """The highest potential, before it fires, of a neuron that gets at most `current` a step."""
-    positive = np.maximum(current, 0)
-    made: Array = np.minimum(positive * steps, threshold + positive + np.maximum(positive - reset, 0) * steps)
+def _fired(current: Array, threshold: float, reset: float, left: float, steps: float) -> Array:
+    """The highest potential, before it fires, of a neuron that gets at most `current` a step and may start at `left`."""
+    made: Array = np.minimum(left + current * steps, max(threshold, left) + current + np.maximum(current - reset, 0) * steps)
     return made
 
 
