@@ -15,7 +15,8 @@ A list holds the synapses behind one axon, in blocks of `list_synapses` with a h
 the tensor needs (7 take 8). Fully connected: a weight for each source neuron and each neuron of the slice. Convolutions, pools and whatever else
 moves with the position: positions that see the same weights share their list. With `shared_kernels` a slice stores the kernel once, for each source channel
 and each of its own channels; else once for each way in which borders and strides cut the kernel, each weight with the index of its target (6 to 12
-bits). A composition is one synapse: pool, then convolve is a convolution with a larger kernel.
+bits). A composition is one synapse: pool, then convolve is a convolution with a larger kernel. Where an image is flattened without being fully connected
+(convolve, then pool into a flat readout), it counts as fully connected within each block of channels that stays apart.
 
 The forward phase joins plus members. In the feedback phase both members of a target listen, to lists that they share: an axon for each of them, of which
 one carries the opposite sign. Both members of a source send: with a payload of +1 or -1 on the same axons, without on axons and lists of their own
@@ -29,13 +30,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import ceil, log2, prod
+from math import ceil, gcd, log2, prod
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.errors import GraphError
 from toolchain.ir import (
     Array,
     AvgPool2d,
@@ -377,10 +377,10 @@ def _wired(graph: Graph, phase: Phase, synapse: Synapse, shape: _Geometry, bits:
     return Wiring(
         synapse,
         phase.name,
-        *shape,
+        *shape[:-1],
         limits=limits,
         bits=bits,
-        dense=any(isinstance(op, Dense) for op in synapse.ops),
+        dense=shape.flattened or any(isinstance(op, Dense) for op in synapse.ops),
         discrete=len(source.shape) == 1,
         signs=1 if limits.graded_spike_bits.value else senders,
         senders=senders,
@@ -405,28 +405,46 @@ class _Geometry(NamedTuple):
     out: int
     rows: Axis
     columns: Axis
+    flattened: bool
 
 
 def _geometry(graph: Graph, synapse: Synapse) -> _Geometry:
-    """What a synapse's operations come to: channel groups, and codes along rows and columns."""
+    """What a synapse's operations come to: channel groups, and codes along rows and columns.
+
+    An image that meets a flat population (or the reverse) without a fully connected operation is counted as fully connected within blocks of channels,
+    zeros included: never less than what it takes.
+    """
     source, target = graph.population(synapse.source).shape, graph.population(synapse.target).shape
     after = shapes_along(synapse.ops, source, target, graph.tensors)
     entry = entry_shape(synapse.ops, source, target, graph.tensors)
-    # A flat end may be the flattened image of the other operations: fully connected, it does not matter which.
-    shapes = [image(source), *(image(shape) for shape in (entry, *after)[1:-1]), image(target)]
-    groups = (shapes[0][0], 1, 1)
-    lines = [np.eye(shapes[0][1], dtype=np.int64), np.eye(shapes[0][2], dtype=np.int64)]
-    for op, taken, made in zip(synapse.ops, shapes, shapes[1:], strict=False):
-        groups = _grouped(groups, _channels(op, taken, made))
-        lines = [_along(line, _codes(op, graph, axis, taken[1 + axis], made[1 + axis])) for axis, line in enumerate(lines)]
-    rows, columns = lines
-    if (
-        rows.shape != (shapes[0][1], shapes[-1][1])
-        or columns.shape != (shapes[0][2], shapes[-1][2])
-        or groups[0] * groups[2] != shapes[-1][0]
-    ):
-        raise GraphError(f"synapse '{synapse.source}' -> '{synapse.target}' flattens an image without a dense connection: keep its shape")
-    return _Geometry(*groups, Axis(rows), Axis(columns))
+    here = image(source)
+    groups = (here[0], 1, 1)
+    lines = [np.eye(n, dtype=np.int64) for n in here[1:]]
+    flattened = False
+
+    def follow(channels: tuple[int, int, int], codes: Sequence[Array]) -> None:
+        nonlocal groups, lines
+        groups = _grouped(groups, channels)
+        lines = [_along(line, found) for line, found in zip(lines, codes, strict=True)]
+
+    def reach(shape: tuple[int, int, int]) -> None:
+        """Go on in `shape`: other rows and columns than before are flattened, or an image again."""
+        nonlocal here, flattened
+        if here != shape:
+            follow(_regrouped(here[0], shape[0]), [_all_to_all(here[axis], shape[axis]) for axis in (1, 2)])
+            here, flattened = shape, True
+
+    for i, (op, taken, made) in enumerate(zip(synapse.ops, (entry, *after), after, strict=False)):
+        if isinstance(op, Dense):  # takes and makes any shape: everything to everything
+            stop = image(target if i == len(after) - 1 else made)
+        else:
+            reach(image(taken))
+            stop = image(made)
+        follow(_channels(op, here, stop), [_codes(op, graph, axis, here[1 + axis], stop[1 + axis]) for axis in (0, 1)])
+        here = stop
+    reach(image(target))
+    rows, columns = (_apart(line) for line in lines) if flattened else lines
+    return _Geometry(*groups, Axis(rows), Axis(columns), flattened)
 
 
 def _channels(op: Op, taken: tuple[int, ...], made: tuple[int, ...]) -> tuple[int, int, int]:
@@ -439,12 +457,25 @@ def _channels(op: Op, taken: tuple[int, ...], made: tuple[int, ...]) -> tuple[in
 
 
 def _grouped(first: tuple[int, int, int], second: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Groups of two operations in a row: exact where one of them keeps to each channel, else everything to everything."""
-    if first[1:] == (1, 1):
-        return second
-    if second[1:] == (1, 1):
-        return first
-    return 1, first[0] * first[1], second[0] * second[2]
+    """Groups of two operations in a row: blocks of channels that both keep apart, exact where the groups of one are within those of the other."""
+    groups = gcd(first[0], second[0])
+    return groups, first[0] * first[1] // groups, second[0] * second[2] // groups
+
+
+def _regrouped(taken: int, made: int) -> tuple[int, int, int]:
+    """Groups of a reshape between `taken` and `made` channels, which keeps the order of values: as many blocks as divide both."""
+    groups = gcd(taken, made)
+    return groups, taken // groups, made // groups
+
+
+def _all_to_all(taken: int, made: int) -> Array:
+    """Codes of positions that each have a weight of their own to every one, (taken, made)."""
+    return np.arange(1, taken * made + 1, dtype=np.int64).reshape(taken, made)
+
+
+def _apart(codes: Array) -> Array:
+    """The same connections, no two of them with the same weights."""
+    return np.where(codes != 0, _all_to_all(*codes.shape), 0)
 
 
 def _along(first: Array, second: Array) -> Array:
@@ -458,7 +489,7 @@ def _along(first: Array, second: Array) -> Array:
 def _codes(op: Op, graph: Graph, axis: int, taken: int, made: int) -> Array:
     """Codes of one operation along rows (`axis` 0) or columns (1), (taken, made)."""
     if isinstance(op, Dense):
-        return np.arange(1, taken * made + 1, dtype=np.int64).reshape(taken, made)
+        return _all_to_all(taken, made)
     if isinstance(op, (Conv2d, ConvTranspose2d)):
         kernel = graph.tensors[op.weight].shape[2 + axis]
         codes = [1 << (tap % 50) for tap in range(kernel)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 
 from toolchain import codec, ir
 from toolchain.errors import DesignRuleError
-from toolchain.passes import Adjoint, Fold, Inject, Pipeline, Quantize, Retime
+from toolchain.passes import Adjoint, Fold, Inject, Partition, Pipeline, Quantize, Retime
 from toolchain.targets.reference import REFERENCE
 
 SETTINGS = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -103,7 +104,7 @@ def test_exact_timing_is_the_model_step(drawn, data, integer, host):
     assert_same(histories(graph, inputs, error), histories(retimed, inputs, error))
 
 
-CHIP = Pipeline((Fold(), Adjoint(), Inject(), Retime(), Quantize(input_levels=16)))
+CHIP = Pipeline((Fold(), Adjoint(), Inject(), Retime(), Quantize(input_levels=16), Partition()))
 
 
 def injects_exactly(whole, floats, inputs, error):
@@ -154,12 +155,15 @@ def test_every_prefix_of_the_pipeline_is_valid_and_deterministic(drawn, data):
 
     try:
         made = replace(CHIP, watch=watch)(graph)
-    except DesignRuleError:
-        assert seen == ["fold", "adjoint", "inject", "retime"]
+    except DesignRuleError:  # weights or currents that no exponent of the chip holds
+        assert seen in (["fold", "adjoint", "inject", "retime"], ["fold", "adjoint", "inject", "retime", "quantize"])
         return
+    ir.verify(made)
+    placed = {part.population for core in made.placement.cores for part in core.slices}
+    assert placed == {population.name for population in made.populations if population.kind != "input"}
     assert seen == [p.name for p in CHIP.passes] == list(made.provenance.passes)
     again = CHIP(graph)
-    assert (again.populations, again.phases, again.units, again.provenance) == (made.populations, made.phases, made.units, made.provenance)
+    assert msgspec.structs.replace(again, tensors={}) == msgspec.structs.replace(made, tensors={})
     for name, tensor in made.tensors.items():
         np.testing.assert_array_equal(tensor, again.tensors[name])
     for name, tensor in graph.tensors.items():
