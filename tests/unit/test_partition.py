@@ -13,6 +13,10 @@ import pytest
 from toolchain import fixed, limits
 from toolchain.errors import DesignRuleError, GraphError, UsageError
 from toolchain.ir import (
+    DECAY_ONE,
+    EXPONENT_LIMIT,
+    MANTISSA_LIMIT,
+    POTENTIAL_LIMIT,
     AvgPool2d,
     Bias,
     Conv2d,
@@ -132,6 +136,17 @@ def test_every_limit_of_every_chip_has_a_source():
         assert all(isinstance(limit.value, int) and len(limit.source) > 20 for limit in found.values())
     with pytest.raises(UsageError, match="unknown chip 'loihi3': choose one of loihi1, loihi2"):
         Partition("loihi3")(images())
+
+
+@pytest.mark.parametrize("chip", limits.chips())
+def test_the_graph_s_arithmetic_is_that_of_every_chip(chip):
+    """The widths that `ir` and `fixed` are written for are repeated in each chip's file."""
+    found = limits.load(chip)
+    assert found.potential_bits.value == POTENTIAL_LIMIT.bit_length() + 1 == 24
+    assert 2 ** (found.current_mantissa_bits.value - 1) == MANTISSA_LIMIT == 4096
+    assert 2**found.decay_bits.value == DECAY_ONE == 4096
+    assert found.current_exponent.value == found.weight_exponent.value == EXPONENT_LIMIT == 7
+    assert fixed.weight_range(found.weight_bits.value) == (-128, 127)
 
 
 # --- placements -------------------------------------------------------------------------------------------------------------------------------
@@ -282,6 +297,57 @@ def test_the_feedback_phase_stores_its_transposes_and_doubles_couples():
     (first,) = utilisation(Partition("loihi1")(network(layers, dense, feedback=True))).cores
     assert first.neurons == 4 * 90 + 3
     assert first.memory_bits == 50 * words(40, 8) + 40 * words(3, 8) + 2 * 40 * words(50, 8)  # W and -W
+
+
+@pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
+@pytest.mark.parametrize("tight", [{}, TIGHT])
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_flattened_image_is_counted_never_below_its_matrices(small_chip, chip, tight, feedback):
+    """Flat populations that meet images without a fully connected operation: convolved and pooled into, upsampled and convolved out of, grouped."""
+    found = small_chip(chip, **{"input_axons": 300, **tight, "graded_spike_bits": 32})
+    layers = {"a": (4, 6, 6), "flat": (24,), "image": (4, 3, 2), "wide": (6, 4), "out": (6,)}
+    synapses = [
+        ("a", "flat", [*conv("af", 6, 4, 3, padding=(1, 1), groups=2)[0], AvgPool2d((3, 3), (3, 3))], {"af": (6, 2, 3, 3)}),
+        ("flat", "image", [Identity()], {}),
+        ("image", "wide", [AvgPool2d((1, 1), (1, 1))], {}),
+        ("image", "a", [ConvTranspose2d("ia", (2, 3))], {"ia": (4, 4, 2, 3)}),
+        ("a", "out", [Conv2d("r", (2, 2)), AvgPool2d((2, 2), (2, 2))], {"r": (6, 4, 3, 3)}),
+    ]
+    graph = network(layers, synapses, feedback=feedback)
+    placed = Partition(chip)(graph)
+    verify(placed)
+    use = utilisation(placed)
+    inputs = np.zeros(len(use.cores), int)
+    stored = inputs.copy()
+    number = {(core.chip, core.core): i for i, core in enumerate(placed.placement.cores)}
+    for phase in graph.phases:
+        for synapse in phase.synapses:
+            wired = matrix(graph, synapse)
+            shape = graph.population(synapse.source).shape
+            positions = np.arange(prod(shape)) % prod(shape[1:])
+            both = phase.dynamics[synapse.target].members == "both"
+            flattens = len(shape) == 1 or len(graph.population(synapse.target).shape) < 3
+            for core, part in slices_of(placed, synapse.target):
+                fed = wired[:, members(graph, part)].any(axis=1)
+                listens = len(set(positions[fed])) if len(shape) > 1 else fed.sum()
+                inputs[number[core.chip, core.core]] += listens * (2 if both else 1)
+                if flattens:  # at least 2 bits a weight
+                    stored[number[core.chip, core.core]] += 2 * wired[:, members(graph, part)].sum()
+    assert all(core.input_axons >= least for core, least in zip(use.cores, inputs, strict=True))
+    assert all(core.memory_bits >= least for core, least in zip(use.cores, stored, strict=True))
+    for core in use.cores:
+        assert core.input_axons <= found.input_axons.value
+        assert core.memory_bits <= found.memory_bits
+
+
+def test_channels_that_stay_apart_are_counted_apart():
+    """Flattening keeps the order of channels: a flat population reads each channel's positions from its own channel only."""
+    layers = {"a": (4, 6, 6), "flat": (16,), "out": (2,)}
+    graph = network(layers, [("a", "flat", [AvgPool2d((3, 3), (3, 3))], {}), ("flat", "out", [Dense("r")], {"r": (2, 16)})])
+    (core,) = utilisation(Partition("loihi1")(graph)).cores
+    # 36 positions with lists of 4 channels and 4 weights each; 16 lists of 2.
+    assert core.memory_bits == 36 * words(4 * 4, 2) + 16 * words(2, 8)
+    assert core.input_axons == 36 + 16
 
 
 # --- what does not fit --------------------------------------------------------------------------------------------------------------------------
