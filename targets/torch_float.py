@@ -45,12 +45,15 @@ class TorchFloat:
         from toolchain.targets.torch_ticks import TickRun
 
         device = devices.pick(self.device)
-        arithmetic: dict[str, Arithmetic] = {phase.name: _Floats(graph, phase, device, self.dtype) for phase in graph.phases}
+        arithmetic: dict[str, Arithmetic] = {phase.name: Floats(graph, phase, device, self.dtype) for phase in graph.phases}
         return TickRun(graph, arithmetic, batch=self.batch, trace=self.trace, device=device)
 
 
-class _Floats:
-    """Plain floating point for one phase of one graph: the same rule as `fixed.step`, in the chosen type."""
+class Floats:
+    """Plain floating point for one phase of one float graph: the arithmetic that `torch_ticks.simulate` asks, tick by tick, by the same rule as `fixed.step`.
+
+    `dtype` is float32 or float64. Populations are rows of neurons, (samples, neurons), in the graph's units; nothing is rounded and nothing saturates.
+    """
 
     def __init__(self, graph: Graph, phase: Phase, device: torch.device, dtype: str) -> None:
         import torch

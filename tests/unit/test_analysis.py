@@ -8,15 +8,15 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import toolchain
 from toolchain import codec, fixed
 from toolchain.analysis import budget, calibrate, calibrated, contraction, loops, report, saturation, training_samples
 from toolchain.analysis.calibration import full_errors
+from toolchain.analysis.error_budget import KINDS, _Truncating, _Units
 from toolchain.analysis.floats import FloatRun
-from toolchain.analysis.rounding import KINDS, _Truncating, _Units
 from toolchain.compiler import lowered
 from toolchain.data import Dataset
 from toolchain.errors import GraphError, UsageError
@@ -116,6 +116,7 @@ def test_calibration_runs_floats_on_training_samples_only(random_graph, random_i
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**16), couples=st.integers(1, 4), bits=st.integers(3, 8), mode=st.sampled_from(["step", "exact", "pipelined"]))
+@example(seed=39, couples=1, bits=3, mode="step")  # its two largest singular values are close
 def test_the_singular_value_is_that_of_the_whole_loop_map(random_graph, seed, couples, bits, mode):
     """In `exact` timing it is the same; in `pipelined` too, where no delayed synapse runs forward (there it arrives in its own window)."""
     graph = random_graph(seed, couples=couples, integer=False, skips=mode != "pipelined")
@@ -240,17 +241,20 @@ def test_graphs_without_loops_say_so_and_large_ones_are_left_out(random_graph, m
     straight = msgspec.structs.replace(forward, synapses=tuple(s for s in forward.synapses if s.delay == 0))
     found = contraction(None, msgspec.structs.replace(graph, phases=(straight,)))
     assert (found.to_text(), found.warnings, found.before) == ("feedback loops: none", [], None)
-    monkeypatch.setattr("toolchain.analysis.settling.WORK", 8)
+    monkeypatch.setattr("toolchain.analysis.feedback_loops.WORK", 8)
     left_out = contraction(graph, graph)
     assert left_out.after.singular_value is None
-    assert "too many" in left_out.to_text()
+    (warning,) = left_out.warnings
+    assert warning.startswith("the feedback loop through 'couple0' was not checked: one trip takes ")
+    assert "too large" in warning
+    assert warning in left_out.to_text()
     assert left_out.to_json()["after"]["skipped"] == left_out.after.skipped
 
 
 def test_a_search_that_is_stopped_gives_a_lower_bound(monkeypatch):
     graph = convolutional(seed=4)
-    monkeypatch.setattr("toolchain.analysis.settling.TOLERANCE", 0.0)
-    monkeypatch.setattr("toolchain.analysis.settling.ITERATIONS", 5)
+    monkeypatch.setattr("toolchain.analysis.feedback_loops.TOLERANCE", 0.0)
+    monkeypatch.setattr("toolchain.analysis.feedback_loops.ITERATIONS", 5)
     found = loops(graph)
     assert (found.converged, found.iterations) == (False, 5)
     assert found.singular_value <= dense_loop(graph) * (1 + 1e-6)
@@ -311,6 +315,60 @@ def test_all_kinds_of_rounding_together_are_the_integer_graph_with_convolutions_
     draw = np.random.default_rng(seed)
     error = draw.normal(size=(3, 3, 3, 3)) * codec.error_bound(graph) / 4
     assert_rounding_is_whole(graph, Quantize()(graph), draw.random((3, 2, 8, 8)), error)
+
+
+def apart(step=1.0):
+    """a -> c is 2^8 times a -> b: the feedback phase, which adds both at a, has integers of its own for a -> b. Half of a hears from b alone."""
+    draw = np.random.default_rng(2)
+    tensors = {name: draw.integers(-4, 5, (6, 6)) * step / 16 for name in ("in", "small", "large", "between", "out")}
+    tensors["small"] *= 2.0**-1
+    tensors["large"] *= 2.0**7
+    tensors["large"][:, 3:] = 0
+    couple, back = Dynamics(1.0, 0.5, 1.0, "plus"), Dynamics(1.0, 0.25, 0.5, "both")
+    forward = Phase(
+        "forward",
+        12,
+        ("a", "b", "c", "readout"),
+        {"a": couple, "b": couple, "c": couple, "readout": Dynamics(1.0)},
+        (
+            Synapse("a", "b", (Dense("small"),)),
+            Synapse("a", "c", (Dense("large"),)),
+            Synapse("b", "c", (Dense("between"),)),
+            Synapse("c", "readout", (Dense("out"),)),
+        ),
+        drive=(Drive("a", "input", (Dense("in"),)),),
+    )
+    feedback = Phase("feedback", 40, (), dict.fromkeys("abc", back), (), drive=(Drive("c", "error", gain=4.0),))
+    names, kinds = ("input", "a", "b", "c", "readout"), ("input", "couple", "couple", "couple", "readout")
+    populations = tuple(Population(name, (6,), kind) for name, kind in zip(names, kinds, strict=True))
+    tensors = {name: frozen(weight) for name, weight in tensors.items()}
+    graph = Adjoint()(Graph(populations, (forward, feedback), tensors, Units("float", {}), Provenance("apart")))
+    tiny = Dynamics(1.0, 2.0**-8, 2.0**-7, "plus")  # for which the small weights are large
+    forward = msgspec.structs.replace(graph.phase("forward"), dynamics={**graph.phase("forward").dynamics, "b": tiny})
+    return msgspec.structs.replace(graph, phases=(forward, graph.phase("feedback")))
+
+
+@pytest.mark.parametrize("bits", [4, 5, 8])
+def test_weights_rounded_apart_for_the_feedback_phase_are_part_of_the_budget(bits):
+    draw = np.random.default_rng(3)
+    graph = apart(step=1.1)
+    quantized = Quantize(weight_bits=bits)(graph)
+    assert "small.feedback" in quantized.tensors
+    error = draw.normal(size=(6, 6)) * codec.error_bound(graph) / 4
+    assert_rounding_is_whole(graph, quantized, draw.random((6, 6)), error)
+
+
+def test_the_feedback_phase_alone_pays_for_weights_rounded_apart():
+    """On a binary grid the forward integers are the floats, but for the readout, which has a unit of its own."""
+    draw = np.random.default_rng(3)
+    graph = apart()
+    quantized = Quantize(weight_bits=4, input_levels=4)(graph)
+    assert "small.feedback" in quantized.tensors
+    inputs, error = draw.integers(0, 5, (16, 6)) / 4, draw.integers(-8, 9, (16, 6)) / 16
+    shares = {(share.phase, share.population): share for share in budget(graph, quantized, inputs, error).shares}
+    inner = {key: share for key, share in shares.items() if share.population != "readout"}
+    assert [key for key, share in inner.items() if share.by_kind["weights"] > 0] == [("feedback", "a")]
+    assert [key for key, share in inner.items() if share.weight_error] == [("feedback", "a")]
 
 
 def assert_rounding_is_whole(graph, quantized, inputs, error):
@@ -386,7 +444,7 @@ def test_the_budget_tells_the_kinds_apart(random_graph, random_inputs):
 def test_a_budget_of_a_large_network_runs_less_of_it(random_graph, random_inputs, monkeypatch):
     graph = random_graph(3, couples=2, integer=False)
     inputs, _ = random_inputs(graph, 8)
-    monkeypatch.setattr("toolchain.analysis.rounding.WORK", 1)
+    monkeypatch.setattr("toolchain.analysis.error_budget.WORK", 1)
     found = budget(graph, Quantize()(graph), inputs)
     assert found.samples == 1
     assert all(1 <= steps <= 2 for steps in found.time_steps.values())

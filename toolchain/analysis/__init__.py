@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolchain.analysis.calibration import calibrate, calibrated, training_samples
+from toolchain.analysis.error_budget import Budget, Share, budget
+from toolchain.analysis.feedback_loops import Contraction, Loops, contraction, loops
 from toolchain.analysis.reach import Reach, Saturation, saturation
-from toolchain.analysis.rounding import Budget, Share, budget
-from toolchain.analysis.settling import Contraction, Loops, contraction, loops
 from toolchain.artifact import Artifact
 from toolchain.ir import Array
 

@@ -40,13 +40,13 @@ class FloatRun:
     ) -> None:
         import torch
 
-        from toolchain.targets.torch_float import _Floats
+        from toolchain.targets.torch_float import Floats
 
         if graph.integer:
             raise GraphError("the graph is in integers and its float graph is what is run here: give that one")
         self.graph = graph
         self._inject = inject
-        plain: dict[str, Arithmetic] = {phase.name: _Floats(graph, phase, torch.device("cpu"), dtype) for phase in graph.phases}
+        plain: dict[str, Arithmetic] = {phase.name: Floats(graph, phase, torch.device("cpu"), dtype) for phase in graph.phases}
         self._arithmetic = plain if wrap is None else {phase.name: wrap(phase, plain[phase.name]) for phase in graph.phases}
         self._at_once = max(1, AT_ONCE // sum(prod(population.shape) for population in graph.populations))
 

@@ -17,7 +17,7 @@ from toolchain.passes.ranges import Range, ranges
 class Reach:
     """One population in one phase, in the integer graph's units.
 
-    largest     the bound on |potential| (of a relay: on what it passes on) for any input at all, and `share` of it of 24 bit
+    largest     the bound on |potential| (of a relay: on what it passes on) for any input and any error at all, and `share` of it of 24 bit
     arriving    the bound on what arrives in a step
     neurons     how many there are; `can_saturate` the fraction of 1 that can pass 24 bit at all
     seen        the largest |potential| on the calibration's inputs; None without calibration
@@ -75,7 +75,7 @@ class Saturation:
             for row in self.rows
         ]
         head = ["phase", "population", "potential", "arriving", "can saturate", "seen"]
-        lines = [f"worst case of any input, in parts of 24 bit{tried}", *table(head, cells, left=2)]
+        lines = [f"worst case of any input and any error, in parts of 24 bit{tried}", *table(head, cells, left=2)]
         return "\n".join([*lines, *(f"note: {warning}" for warning in self.warnings)])
 
     def to_json(self) -> dict[str, Any]:

@@ -213,16 +213,28 @@ class _Units:
 
     def _weights(self) -> dict[str, Array]:
         phase = self._integers.phase("forward")
-        made = {}
+        made: dict[str, Array] = {}
         for synapse in phase.synapses:
-            op = _weighing(synapse.ops)
-            unit = self.steps["forward"][synapse.target] / self._message(synapse) / grids.area(synapse.ops)
-            made[op.weight] = self._integers.tensors[op.weight] * (2.0**op.exponent / unit)
+            self._add(made, synapse, self.steps["forward"][synapse.target] / self._message(synapse))
+        for _, synapse in self._apart():
+            graded = self.steps["feedback"][synapse.source] if self._kinds[synapse.source] == "linear" else 1.0
+            self._add(made, synapse, self.steps["feedback"][synapse.target] / graded)
         for drive in phase.drive:
             op = _weighing(drive.ops)
             unit = self.steps["forward"][drive.population] / self.levels / grids.area(drive.ops)
             made[op.weight] = self._integers.tensors[op.weight] * (2.0 ** (drive.exponent - drive.shift) / unit)
         return made
+
+    def _add(self, made: dict[str, Array], synapse: Synapse, unit: float) -> None:
+        op = _weighing(synapse.ops)
+        made[op.weight] = self._integers.tensors[op.weight] * (2.0**op.exponent * grids.area(synapse.ops) / unit)
+
+    def _apart(self) -> list[tuple[Synapse, Synapse]]:
+        """The feedback phase's synapses, float and integer, that quantize gave integers of their own: the float graph has no such tensor."""
+        if not self._integers.has_phase("feedback"):
+            return []
+        pairs = _paired(self._floats, self._integers, "feedback")
+        return [(ours, own) for ours, own in pairs if _weighing(own.ops).weight not in self._floats.tensors]
 
     def _message(self, synapse: Synapse) -> float:
         kind = self._kinds[synapse.source]
@@ -251,7 +263,11 @@ class _Units:
     def _phase(self, phase: Phase, kinds: Sequence[str]) -> Phase:
         own = self._integers.phase(phase.name).dynamics
         dynamics = {name: self._dynamics(phase.name, name, d, own[name], kinds) for name, d in phase.dynamics.items()}
-        return msgspec.structs.replace(phase, dynamics=dynamics)
+        synapses = phase.synapses
+        if "weights" in kinds and phase.name == "feedback":
+            names = {id(ours): _weighing(own.ops).weight for ours, own in self._apart()}
+            synapses = tuple(_reading(s, names[id(s)]) if id(s) in names else s for s in synapses)
+        return msgspec.structs.replace(phase, dynamics=dynamics, synapses=synapses)
 
     def _dynamics(self, phase: str, name: str, dynamics: Dynamics, own: Dynamics, kinds: Sequence[str]) -> Dynamics:
         if "leak" in kinds:
@@ -266,6 +282,17 @@ def _weighing(ops: Sequence[Any]) -> Any:
     """The one operation of a quantized connection that reads a tensor."""
     (op,) = [op for op in ops if weight_of(op) is not None]
     return op
+
+
+def _paired(floats: Graph, integers: Graph, phase: str) -> list[tuple[Synapse, Synapse]]:
+    """The synapses of a phase, float and integer: quantize keeps their order."""
+    return list(zip(floats.phase(phase).synapses, integers.phase(phase).synapses, strict=True))
+
+
+def _reading(synapse: Synapse, name: str) -> Synapse:
+    """The synapse with tensor `name` as its weight."""
+    ops = tuple(op if weight_of(op) is None else msgspec.structs.replace(op, weight=name) for op in synapse.ops)
+    return msgspec.structs.replace(synapse, ops=ops)
 
 
 class _Truncating:
@@ -327,10 +354,10 @@ def _rates(graph: Graph, result: Result, name: str) -> Array:
 
 def _weight_error(floats: Graph, integers: Graph, phase: str, name: str) -> float | None:
     """sqrt(sum of squared errors / sum of squares) over the weights on the chip that reach a population, from the record of quantize."""
-    synapses = [s for s in floats.phase(phase).synapses if s.target == name]
-    names = [tensor for s in synapses for op in s.ops if (tensor := weight_of(op)) is not None]
-    squares = sum(float(np.sum(np.square(floats.tensors[tensor], dtype=np.float64))) for tensor in names)
+    pairs = [(ours, own) for ours, own in _paired(floats, integers, phase) if own.target == name]
+    weights = [(floats.tensors[_weighing(ours.ops).weight], _weighing(own.ops).weight) for ours, own in pairs]
+    squares = sum(float(np.sum(np.square(weight, dtype=np.float64))) for weight, _ in weights)
     records = integers.provenance.rounding
-    if squares == 0 or any(tensor not in records for tensor in names):
+    if squares == 0 or any(tensor not in records for _, tensor in weights):
         return None
-    return sqrt(sum(floats.tensors[tensor].size * records[tensor].rms_error ** 2 for tensor in names) / squares)
+    return sqrt(sum(weight.size * records[tensor].rms_error ** 2 for weight, tensor in weights) / squares)
