@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from toolchain.describe import Inspection
 from toolchain.errors import DesignRuleError, UsageError, unknown
 from toolchain.ir import LARGEST_STEPS, Array, Graph, Phase
 from toolchain.notation import step_products
-from toolchain.passes import FLOAT_PIPELINE, Pipeline
+from toolchain.passes import FLOAT_PIPELINE, Inject, Pipeline, Retime
 from toolchain.progress import say
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, Target, get
@@ -116,12 +116,23 @@ def compile(
             kept[name] = after
 
     graph = replace(pipeline, watch=keep)(start)
+    made = assembled(target, _folded(start, kept.get("adjoint")), graph, float_tensors=float_tensors)
+    if path is not None:
+        artifact.write(made, path)
+    return Compiled(made, path, None if dump_after is None else Inspection(kept[dump_after], target))
+
+
+def assembled(target: str, folded: Graph, graph: Graph, *, float_tensors: bool = True) -> Artifact:
+    """The artefact of `graph`, which the passes of `target` made of `folded`, with golden vectors; warnings about its loops go to stderr.
+
+    DesignRuleError, with every violation, where the graph does not fit.
+    """
+    chosen = get(target)
     _require_fit(chosen, graph)
     golden, golden_tensors = golden_vectors(graph)
-    folded = _folded(start, kept.get("adjoint"))
     for warning in analysis.contraction(folded, graph).warnings:
         say(f"toolchain: {warning}")
-    made = Artifact(
+    return Artifact(
         graph=graph,
         float_graph=folded if float_tensors else None,
         target=target,
@@ -130,9 +141,6 @@ def compile(
         golden=golden,
         golden_tensors=golden_tensors,
     )
-    if path is not None:
-        artifact.write(made, path)
-    return Compiled(made, path, None if dump_after is None else Inspection(kept[dump_after], target))
 
 
 def uncompiled(model: Model) -> tuple[Source, tuple[str, ...]]:
@@ -224,6 +232,10 @@ def _options(
     weight_bits: int, timing: str, input: str, chip: str, settings: Sequence[str], pipeline: Pipeline
 ) -> dict[str, dict[str, Any]]:
     """The pass options that flags and settings ask for."""
+    for flag, asked, chosen in (("timing", timing, Retime), ("input", input, Inject)):
+        known = get_args(get_type_hints(chosen)["mode"])
+        if asked not in known:
+            raise unknown(flag, asked, known)
     options: dict[str, dict[str, Any]] = {"quantize": {"weight_bits": weight_bits}, "retime": {"mode": timing}, "inject": {"mode": input}}
     if "partition" in {p.name for p in pipeline.passes}:
         options["partition"] = {"chip": chip}
@@ -249,12 +261,20 @@ def _remaining(pipeline: Pipeline, graph: Graph) -> Pipeline | None:
 
 
 def compiled_as(rest: Pipeline, compiled: Graph) -> Pipeline:
-    """`rest` with the timing and the input that the artefact was compiled with, for targets that start from its float graph."""
+    """`rest` with what the artefact was compiled with, for targets that start from its float graph: timing, input and its levels, calibration, chip.
+
+    Weight bits are not among it, which each tensor of the artefact shows only as a bound, nor is `partition.split`, which a placement does not say.
+    """
     forward = compiled.phase("forward")
     chosen: dict[str, dict[str, Any]] = {
         "retime": {"mode": forward.timing.mode},
         "inject": {"mode": "bias" if any(d.source == "input" for d in forward.drive) else "graded"},
     }
+    if compiled.integer:
+        levels = round(compiled.scale("forward", compiled.of_kind("input")[0].name))
+        chosen["quantize"] = {"input_levels": levels, "calibration": compiled.provenance.calibration}
+    if compiled.placement is not None:
+        chosen["partition"] = {"chip": compiled.placement.chip}
     names = {p.name for p in rest.passes}
     return rest.with_options(**{name: options for name, options in chosen.items() if name in names})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -12,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-import toolchain
 from toolchain import artifact, checkpoint, codec, data, models
 from toolchain.artifact import Artifact
-from toolchain.compiler import compiled_as, executable, forward_only, golden_vectors, in_steps, lowered
+from toolchain.compiler import assembled, compiled_as, executable, forward_only, in_steps, lowered
 from toolchain.deploy import CHUNK, Options, classify, configure, device_of
 from toolchain.describe import table
 from toolchain.errors import DesignRuleError, UsageError
@@ -211,7 +211,7 @@ def tune(
     Points are judged by the last `samples` of the training split of `dataset`, never by test samples: by default as many as training held out, and the
     data set it trained on. All bits are run at T, T/2, T/4, ... 1; then, bits by bits, the fewest time steps within the drop are found by halving, taking accuracy
     and cost to rise with the time steps. Nothing is drawn at random. The chosen point is then run once on the test set (its first `samples`).
-    A network of events keeps its time steps: they are its frames. `input` is "bias" or "graded"; a .fsnn file keeps its own, and its timing.
+    A network of events keeps its time steps: they are its frames. `input` is "bias" or "graded"; a .fsnn file keeps its own, its levels, timing, calibration and chip.
 
     `output` writes the chosen network as an artefact (FILE.fsnn), `picture` the Pareto front (.png or .svg); nothing is written to `output` where no
     point is within the drop. Raises UsageError for a bad option, a missing data set, or one of other samples than the model takes.
@@ -236,7 +236,9 @@ def tune(
     if base.of_kind("input")[0].events:
         notes = (*notes, f"the time steps are the {search.steps} frames of its events: fewer are not searched")
     if best is not None and places[0] is not None:
-        artifact.write(_artifact(source, base, input, best), places[0])
+        made = _artifact(source, base, input, best)
+        artifact.write(made, places[0])
+        notes = notes if source.artifact is None else (*notes, *_cut_anew(source.artifact.graph, made.graph))
     forward = search.compiled(best or search.nearest()).phase("forward")
     tuned = Tuned(
         model=source.name,
@@ -295,7 +297,7 @@ def _start(source: Source, input: str | None) -> tuple[Graph, Pipeline]:
 
 
 def _rest(pipeline: Pipeline, base: Graph, source: Source, input: str | None) -> Pipeline:
-    """The passes of `pipeline` that `base` has not been through, with the input and timing asked for or compiled with."""
+    """The passes of `pipeline` that `base` has not been through, with the input asked for, or all that a .fsnn file was compiled with."""
     rest = replace(pipeline, passes=tuple(p for p in pipeline.passes if p.name not in base.provenance.passes))
     if source.artifact is not None:
         return compiled_as(rest, source.artifact.graph)
@@ -477,11 +479,25 @@ def _check(search: _Search, point: Point, name: str, samples: int | None, data_d
 def _artifact(source: Source, base: Graph, input: str | None, point: Point) -> Artifact:
     """The artefact that `compile` makes of the same model with these bits and steps."""
     target = WRITTEN_FOR if source.artifact is None else source.artifact.target
-    pipeline = get(target).pipeline
     start = in_steps(base, {"forward": point.time_steps})
-    graph = _rest(pipeline, base, source, input).with_options(quantize={"weight_bits": point.weight_bits})(start)
-    golden, tensors = golden_vectors(graph)
-    return Artifact(graph, start, target, str(pipeline), toolchain.__version__, golden, tensors)
+    graph = _rest(get(target).pipeline, base, source, input).with_options(quantize={"weight_bits": point.weight_bits})(start)
+    return assembled(target, start, graph)
+
+
+def _cut_anew(before: Graph, after: Graph) -> tuple[str, ...]:
+    """A note where `after` spreads populations over several cores and `before`, which may have been compiled not to, spreads none."""
+    cut = _cut(after)
+    if not cut or before.placement is None or _cut(before):
+        return ()
+    named = ", ".join(f"'{name}'" for name in cut)
+    return (f"partition cut {named} over several cores: a .fsnn file does not say whether it was compiled with partition.split=false",)
+
+
+def _cut(graph: Graph) -> list[str]:
+    """The populations of which no core holds all neurons."""
+    cores = () if graph.placement is None else graph.placement.cores
+    slices = Counter(piece.population for core in cores for piece in core.slices)
+    return [population.name for population in graph.populations if slices[population.name] > 1]
 
 
 def _draw(tuned: Tuned, place: Path) -> None:

@@ -13,14 +13,15 @@ import pytest
 from torch import nn
 
 import toolchain
-from toolchain import cli, data, deploy, models, tune
+from toolchain import artifact, cli, data, deploy, models, tune
 from toolchain.deploy import Options, classify
 from toolchain.errors import UsageError
+from toolchain.ir import Core, Placement, Slice
 from toolchain.layers import FeedbackSNN, Neuron
 from toolchain.report.pareto import pareto
 from toolchain.source import find
 from toolchain.target import get
-from toolchain.tune import Point, _marked
+from toolchain.tune import Point, _cut_anew, _marked
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,34 @@ def test_an_artefact_keeps_its_input(tmp_path):
     asked = tune("digits-fc", input="graded", samples=50, max_drop=10, device="cpu")
     assert asked.points == found.points
     assert min(p.synaptic_operations_per_sample for p in asked.points) > 500  # the pixels' own are among them
+
+
+def test_an_artefact_keeps_what_it_was_compiled_with(tmp_path):
+    whole = toolchain.compile(
+        "digits-fc", chip="loihi1", settings=["quantize.input_levels=15"], calibrate="digits", output=tmp_path / "whole.fsnn"
+    ).graph
+    found = tune(tmp_path / "whole.fsnn", samples=50, max_drop=10, output=tmp_path / "small.fsnn", device="cpu")
+    graph = artifact.read(tmp_path / "small.fsnn").graph
+    assert (graph.placement.chip, graph.scale("forward", "input")) == ("loihi1", 15)
+    assert graph.provenance.calibration == whole.provenance.calibration is not None
+    bits, steps = found.chosen.weight_bits, found.chosen.time_steps
+    again = tune(tmp_path / "small.fsnn", samples=50, max_drop=100, device="cpu").points
+    same = next(p for p in again if (p.weight_bits, p.time_steps) == (bits, steps))
+    assert same.synaptic_operations_per_sample == found.chosen.synaptic_operations_per_sample
+    assert not any("split" in note for note in found.notes)
+
+
+def test_a_population_that_tuning_cuts_is_said():
+    def placed(*cores):
+        pieces = (Core(0, number, (Slice("hidden1", (start,), (stop,)),)) for number, (start, stop) in enumerate(cores))
+        return msgspec.structs.replace(graph, placement=Placement("loihi2", tuple(pieces)))
+
+    graph = toolchain.compile("digits-fc", target="sim").graph
+    whole, cut = placed((0, 64)), placed((0, 32), (32, 64))
+    (note,) = _cut_anew(whole, cut)
+    assert "cut 'hidden1' over several cores" in note
+    assert "partition.split=false" in note
+    assert _cut_anew(cut, cut) == _cut_anew(whole, whole) == ()
 
 
 def test_the_picture_is_drawn_and_names_the_chosen_point(tuned, tmp_path):
