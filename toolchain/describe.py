@@ -12,7 +12,7 @@ import msgspec
 
 from toolchain.errors import UsageError
 from toolchain.ir import Bias, Drive, Dynamics, Graph, Op, Phase, Shape, Synapse, tensor_names, weight_of
-from toolchain.notation import geometry, operation, operations, route, size, synapse_products
+from toolchain.notation import operation, operations, route, size, synapse_products
 from toolchain.versions import versions
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def _operations_json(graph: Graph, ops: Sequence[Op], source: Shape, target: Sha
     for op, made in zip(ops, shapes, strict=True):
         name = weight_of(op)
         weights = {} if name is None else {"weight_shape": list(graph.tensors[name].shape)}
-        found.append({**msgspec.to_builtins(op), **weights, "text": geometry(graph, op), "makes": list(made)})
+        found.append({**msgspec.to_builtins(op), **weights, "text": operation(graph, op), "makes": list(made)})
     return found
 
 

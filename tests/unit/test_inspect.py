@@ -25,7 +25,7 @@ from toolchain.describe import Inspection, processes
 from toolchain.drawing import BOX_HEIGHT, BOX_WIDTH, LETTER, LINE, Box, Label, Panel, layout
 from toolchain.errors import UsageError
 from toolchain.layers import FeedbackSNN, Neuron
-from toolchain.notation import geometry, operation, products
+from toolchain.notation import geometry, operation, operations, products
 from toolchain.passes import FLOAT_PIPELINE, LOIHI_PIPELINE
 
 STAGES = ["lower", *(p.name for p in LOIHI_PIPELINE.passes)]
@@ -88,6 +88,15 @@ def test_operations_are_written_as_people_do(op, shape, text):
     graph = msgspec.structs.replace(compiled().graph, tensors=tensors)
     assert operation(graph, op) == text
     assert text.startswith(geometry(graph, op))
+
+
+def test_operations_in_json_read_as_in_the_table():
+    shown = Inspection(toolchain.compile("digits-fc", target="sim").graph, "sim")
+    synapses = shown.to_json()["phases"][0]["synapses"]
+    written = [", ".join(op["text"] for op in synapse["operations"]) for synapse in synapses]
+    assert written == [operations(shown.graph, synapse.ops) for synapse in shown.graph.phase("forward").synapses]
+    assert all(words in shown.to_text() for words in written)
+    assert any("feedback.0.weight" in words for words in written)
 
 
 @pytest.mark.parametrize(
