@@ -170,6 +170,17 @@ def test_every_prefix_of_the_pipeline_is_valid_and_deterministic(drawn, data):
         assert not tensor.flags.writeable, f"{name} may be changed by a pass"
 
 
+@SETTINGS
+@given(data=st.data())
+def test_partition_counts_whatever_is_connected(drawn, data):
+    """Images flattened and made again, pooled, upsampled or transposed: graphs this small fit both chips, relays the second one."""
+    graph = data.draw(drawn.graphs(integer=True, relays=False, host=True))
+    assert verified(Partition("loihi1"), graph).placement.chip == "loihi1"
+    graph = data.draw(drawn.graphs(integer=True))
+    placed = verified(Partition("loihi2"), graph)
+    assert msgspec.structs.replace(placed, placement=None) == graph
+
+
 def test_the_draws_have_everything(drawn):
     """Otherwise the tests above would prove nothing about what is missing: each operation, relays, events, skips, every kind of delay, and masks of both kinds."""
     seen = Counter()
