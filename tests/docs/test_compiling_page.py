@@ -49,7 +49,7 @@ def test_every_stage_is_explained() -> None:
 
 def test_every_entry_of_the_json_is_explained() -> None:
     made = toolchain.compile("digits-fc", target="sim", dump_after="lower").to_json()
-    found = toolchain.inspect("digits-fc", processes=True).to_json()
+    found = toolchain.inspect("digits-fc", processes=True, analysis=True).to_json()
     explained = named(section("JSON"))
     assert {name for name in explained if "[" not in name} == made.keys() | found.keys()
     nested = {name.removeprefix("phases[].") for name in explained if "[" in name}
