@@ -184,7 +184,11 @@ def test_a_signal_ends_the_command_and_its_children(signum: signal.Signals, to_g
     time.sleep(0.1)
     before = time.monotonic()
     (os.killpg if to_group else os.kill)(victim.pid, signum)
-    out, err = victim.communicate(timeout=SECONDS)
+    try:
+        out, err = victim.communicate(timeout=SECONDS)
+    finally:
+        for pid in [victim.pid, *children] if victim.poll() is None else []:  # what did not end would take the cores from every other test
+            os.kill(pid, signal.SIGKILL)
     assert time.monotonic() - before < SECONDS
     assert victim.returncode in (-signum, 1, 130)
     assert _gone(children, 2)
