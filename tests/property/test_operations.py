@@ -236,7 +236,7 @@ def test_chains_that_do_not_meet_are_one_sentence():
         ir.shapes_along((Dense("d", transpose=True), Conv2d("w")), (5,), (4, 3, 3), tensors)
 
 
-@pytest.mark.parametrize(("size", "stride"), product([4, 5, 6, 7], [1, 2, 3]))
+@pytest.mark.parametrize(("size", "stride"), list(product([4, 5, 6, 7], [1, 2, 3])))
 def test_every_size_of_a_strided_convolution_comes_back(size, stride):
     """Sizes 5 and 6 at stride 2 make the same image: each adjoint finds its own."""
     tensors = {"w": whole(0, 3, 2, 3, 3)}
