@@ -13,14 +13,14 @@ graphs, which have none, by one spike's amplitude. The bounds hold for every inp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from toolchain import fixed
 from toolchain.fixed import CURRENT_MANTISSA
-from toolchain.ir import Array, Drive, Graph, Phase, Synapse, leak_sum, weight_of
+from toolchain.ir import Array, Drive, Graph, Op, Phase, Shape, Synapse, leak_sum, weight_of
 
 LARGEST = 1e100
 """Values of a loop of relays beyond this are as good as any larger one."""
@@ -123,7 +123,7 @@ def arrival(graph: Graph, synapse: Synapse, source: Range) -> Range:
     return Range(downs + _signed(graph, synapse.ops, low, shape, 1), ups + _signed(graph, synapse.ops, low, shape, -1))
 
 
-def _signed(graph: Graph, ops: tuple, values: Array, shape: tuple[int, ...], sign: int) -> Array:  # type: ignore[type-arg]
+def _signed(graph: Graph, ops: Sequence[Op], values: Array, shape: Shape, sign: int) -> Array:
     """The operations with their positive (or negative) weights only, on values of one sign; exponents multiplied in."""
     tensors = {}
     for op in ops:
