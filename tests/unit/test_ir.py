@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from toolchain.errors import GraphError
-from toolchain.ir import AvgPool2d, Dense, Dynamics, Scale, Synapse, verify
+from toolchain.ir import AvgPool2d, Dense, Dynamics, Graph, Phase, Population, Provenance, Scale, Synapse, Units, frozen, verify
 
 change = msgspec.structs.replace
 
@@ -192,6 +192,24 @@ def test_several_biases_of_one_population_are_each_verified(random_graph):
         verify(with_phase(graph, bias={"couple0": (bias, change(bias, exponent=9))}))
     with pytest.raises(GraphError, match=r"bias 'couple1.bias' of population 'couple0' has shape"):
         verify(with_phase(graph, bias={"couple0": (bias, change(bias, tensor="couple1.bias"))}))
+
+
+def test_a_connection_that_cannot_be_taken_back_is_refused_at_once():
+    """One factor for each of 4 channels makes 24 values, but none of 6 channels takes them back."""
+
+    def graph(shape):
+        populations = (Population("a", (4, 3, 2), "couple"), Population("b", shape, "couple"), Population("out", (2,), "readout"))
+        fires = Dynamics(1.0, 0.5, 1.0, "plus")
+        synapses = (Synapse("a", "b", (Scale(weight="factors"),)), Synapse("b", "out", (Dense("readout"),)))
+        phase = Phase("forward", 3, ("a", "b", "out"), {"a": fires, "b": fires, "out": Dynamics(1.0)}, synapses)
+        tensors = {"factors": frozen(np.ones(4)), "readout": frozen(np.ones((2, 24)))}
+        return Graph(populations, (phase,), tensors, Units("float", {}), Provenance("small"))
+
+    verify(graph((4, 3, 2)))
+    with pytest.raises(
+        GraphError, match=r"synapse 'a' -> 'b' in phase 'forward': scale 'factors' has shape \(4,\), not one factor for each of 6"
+    ):
+        verify(graph((6, 4)))
 
 
 def test_graphs_are_immutable(random_graph):

@@ -8,7 +8,7 @@ from math import isfinite
 import numpy as np
 
 from toolchain.errors import GraphError
-from toolchain.ir.operations import largest_sum, shapes_along, tensor_names, weight_of
+from toolchain.ir.operations import adjoint, largest_sum, shapes_along, tensor_names, weight_of
 from toolchain.ir.parts import (
     DECAY_ONE,
     EXPONENT_LIMIT,
@@ -277,8 +277,10 @@ def _verify_drive(graph: Graph, phase: Phase, drive: Drive, shapes: Mapping[str,
 
 
 def _verify_shapes(ops: Sequence[Op], source: Shape, target: Shape, tensors: Mapping[str, Array], where: str) -> None:
+    """Both ways: what a connection cannot take back would fail later, where the feedback phase is made of it."""
     try:
         shapes_along(ops, source, target, tensors)
+        shapes_along(adjoint(ops), target, source, tensors)
     except GraphError as error:
         raise GraphError(f"{where}: {error}") from None
 
