@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -164,7 +164,7 @@ def lowered(source: Source, time_steps: int | None = None, feedback_steps: int |
     for name, steps in wanted.items():
         if steps is not None and not 1 <= steps <= LARGEST_STEPS:
             raise UsageError(f"the {name} phase cannot have {steps} time steps: choose 1 to {LARGEST_STEPS:,}")
-    graph = in_steps(lower(source.module), {name: steps for name, steps in wanted.items() if steps is not None})
+    graph = lower(source.module).in_steps({name: steps for name, steps in wanted.items() if steps is not None})
     return msgspec.structs.replace(graph, provenance=msgspec.structs.replace(graph.provenance, notes=(*graph.provenance.notes, *notes)))
 
 
@@ -174,12 +174,6 @@ def until(pipeline: Pipeline, name: str) -> Pipeline:
     if name not in (FIRST_STAGE, *names):
         raise unknown("pass", name, [FIRST_STAGE, *names])
     return Pipeline(()) if name == FIRST_STAGE else pipeline.until(name)
-
-
-def in_steps(graph: Graph, time_steps: Mapping[str, int]) -> Graph:
-    """`graph` with other numbers of time steps, by phase; a phase without an entry keeps its own."""
-    phases = tuple(msgspec.structs.replace(phase, time_steps=time_steps.get(phase.name, phase.time_steps)) for phase in graph.phases)
-    return msgspec.structs.replace(graph, phases=phases)
 
 
 def graph_for(source: Source, chosen: Target) -> Graph:
@@ -286,7 +280,7 @@ def golden_vectors(graph: Graph) -> tuple[Golden, dict[str, Array]]:
     phase runs its first time steps only; `Golden.time_steps` says how many.
     """
     samples, steps = _golden_size(graph)
-    short = in_steps(graph, steps)
+    short = graph.in_steps(steps)
     draw = np.random.default_rng(GOLDEN_SEED)
     population = graph.of_kind("input")[0]
     shape = (samples, *population.shape, *(short.phase("forward").time_steps,) * population.events)

@@ -101,3 +101,8 @@ def synapse_products(graph: Graph, synapse: Synapse) -> int:
 def step_products(graph: Graph, phase: Phase) -> int:
     """`products` of all synapses of a phase: the most that one of its time steps can take."""
     return sum(synapse_products(graph, synapse) for synapse in phase.synapses)
+
+
+def sample_products(graph: Graph) -> int:
+    """`products` of all time steps of all phases, at least 1: the most that one sample can take."""
+    return max(1, sum(step_products(graph, phase) * phase.time_steps for phase in graph.phases))

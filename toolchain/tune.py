@@ -15,7 +15,7 @@ import numpy as np
 
 from toolchain import artifact, checkpoint, codec, data, models
 from toolchain.artifact import Artifact
-from toolchain.compiler import assembled, compiled_as, executable, forward_only, in_steps, lowered
+from toolchain.compiler import assembled, compiled_as, executable, forward_only, lowered
 from toolchain.deploy import CHUNK, Options, classify, configure, device_of
 from toolchain.describe import table
 from toolchain.errors import DesignRuleError, UsageError
@@ -420,7 +420,7 @@ class _Search:
         )
 
     def _graph(self, bits: int, steps: int) -> Graph:
-        return self.rest.with_options(quantize={"weight_bits": bits})(in_steps(self.base, {"forward": steps}))
+        return self.rest.with_options(quantize={"weight_bits": bits})(self.base.in_steps({"forward": steps}))
 
     def compiled(self, point: Point) -> Graph:
         """The integer graph of a point."""
@@ -479,7 +479,7 @@ def _check(search: _Search, point: Point, name: str, samples: int | None, data_d
 def _artifact(source: Source, base: Graph, input: str | None, point: Point) -> Artifact:
     """The artefact that `compile` makes of the same model with these bits and steps."""
     target = WRITTEN_FOR if source.artifact is None else source.artifact.target
-    start = in_steps(base, {"forward": point.time_steps})
+    start = base.in_steps({"forward": point.time_steps})
     graph = _rest(get(target).pipeline, base, source, input).with_options(quantize={"weight_bits": point.weight_bits})(start)
     return assembled(target, start, graph)
 

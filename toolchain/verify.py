@@ -12,7 +12,7 @@ import numpy as np
 
 from toolchain import codec, data
 from toolchain.artifact import Artifact
-from toolchain.compiler import golden_record, graph_for, in_steps
+from toolchain.compiler import golden_record, graph_for
 from toolchain.deploy import Options, available, device_of, sample_shape, started
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph
@@ -278,8 +278,8 @@ def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verific
 def _in_golden_steps(source: Source, compiled: Artifact) -> Source:
     """The artefact in as many time steps as its golden vectors were run for."""
     steps = compiled.golden.time_steps
-    float_graph = None if compiled.float_graph is None else in_steps(compiled.float_graph, steps)
-    return replace(source, artifact=msgspec.structs.replace(compiled, graph=in_steps(compiled.graph, steps), float_graph=float_graph))
+    float_graph = None if compiled.float_graph is None else compiled.float_graph.in_steps(steps)
+    return replace(source, artifact=msgspec.structs.replace(compiled, graph=compiled.graph.in_steps(steps), float_graph=float_graph))
 
 
 def _golden_difference(graph: Graph, pair: Pair, result: Result, tensors: dict[str, Array]) -> Pair:

@@ -20,7 +20,7 @@ from torch import nn
 
 import toolchain
 from toolchain import artifact, drawing, ir, models
-from toolchain.compiler import Compiled, golden_vectors, in_steps, lowered, uncompiled
+from toolchain.compiler import Compiled, golden_vectors, lowered, uncompiled
 from toolchain.describe import Inspection, processes
 from toolchain.drawing import BOX_HEIGHT, BOX_WIDTH, LETTER, LINE, Box, Label, Panel, layout
 from toolchain.errors import UsageError
@@ -279,7 +279,7 @@ def test_a_whole_number_in_place_of_a_float_reads_back(tmp_path):
 
 
 def test_golden_events_have_a_frame_for_each_step():
-    graph = LOIHI_PIPELINE(in_steps(lowered(uncompiled("nmnist-conv")[0]), {"forward": 2, "feedback": 2}))
+    graph = LOIHI_PIPELINE(lowered(uncompiled("nmnist-conv")[0]).in_steps({"forward": 2, "feedback": 2}))
     golden, tensors = golden_vectors(graph)
     assert tensors["inputs"].shape == (golden.samples, 2, 34, 34, 2)
 

@@ -11,7 +11,7 @@ from toolchain import codec, data
 from toolchain.analysis.floats import FloatRun
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Calibration, Drive, Graph, Phase
-from toolchain.notation import step_products
+from toolchain.notation import sample_products
 from toolchain.passes import Pipeline
 from toolchain.target import Result
 
@@ -52,17 +52,12 @@ def training_samples(
     steps = graph.phase("forward").time_steps if source.events else None
     whole = data.load(name, split="train", data_dir=data_dir, time_steps=steps, image_size=data.size_for(name, source.shape))
     if samples is None:
-        samples = min(len(whole), SAMPLES, max(LEAST_SAMPLES, WORK // _work(graph)))
+        samples = min(len(whole), SAMPLES, max(LEAST_SAMPLES, WORK // sample_products(graph)))
     if not 1 <= samples <= len(whole):
         raise UsageError(
             f"calibration was asked for {samples:,} samples and the training part of '{name}' has {len(whole):,}: ask for 1 to {len(whole):,}"
         )
     return whole.part(0, samples)
-
-
-def _work(graph: Graph) -> int:
-    """Products that one sample takes."""
-    return max(1, sum(step_products(graph, phase) * phase.time_steps for phase in graph.phases))
 
 
 def calibrate(graph: Graph, dataset: data.Dataset) -> Calibration:

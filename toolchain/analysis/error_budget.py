@@ -15,7 +15,7 @@ from toolchain.analysis.floats import Dtype, FloatRun
 from toolchain.describe import table
 from toolchain.errors import GraphError
 from toolchain.ir import Array, Drive, Dynamics, Graph, Phase, Synapse, weight_of
-from toolchain.notation import step_products
+from toolchain.notation import sample_products
 from toolchain.passes import Inject, Retime, grids
 from toolchain.target import Result, get
 
@@ -106,13 +106,13 @@ def budget(float_graph: Graph, graph: Graph, inputs: Array, error: Array | None 
     if float_graph.integer or not graph.integer:
         raise GraphError("an error budget compares the float graph with the integer one: give them in this order")
     samples, steps = _size(graph, len(inputs))
-    floats, integers = _in_steps(_like(float_graph, graph), steps), _in_steps(graph, steps)
+    floats, integers = _like(float_graph, graph).in_steps(steps), graph.in_steps(steps)
     values = codec.check_inputs(graph, inputs)[:samples]
     values = values[..., : steps["forward"]] if graph.of_kind("input")[0].events else values
     errors = None
     if graph.has_phase("feedback"):
         errors = _seeded(floats, samples) if error is None else codec.check_error(floats, error)[:samples]
-    dtype: Dtype = "float64" if samples * _work(integers) <= EXACT_WORK else "float32"
+    dtype: Dtype = "float64" if samples * sample_products(integers) <= EXACT_WORK else "float32"
     plain = _rounded(floats, integers, (), values, errors, dtype)
     whole = _integer(integers, values, errors)
     alone = {kind: _rounded(floats, integers, (kind,), values, errors, dtype) for kind in KINDS if _matters(kind, integers)}
@@ -125,24 +125,13 @@ def budget(float_graph: Graph, graph: Graph, inputs: Array, error: Array | None 
     return Budget(shares, samples, steps)
 
 
-def _work(graph: Graph) -> int:
-    """Products that one sample takes."""
-    return max(1, sum(step_products(graph, phase) * phase.time_steps for phase in graph.phases))
-
-
 def _size(graph: Graph, samples: int) -> tuple[int, dict[str, int]]:
     """How many samples, and how many time steps of each phase, come to `WORK` products."""
-    whole = _work(graph)
+    whole = sample_products(graph)
     samples = max(1, min(samples, WORK // whole))
     part = min(1.0, WORK / (samples * whole))
     least = {phase.name: 1 + max((bias.start for several in phase.bias.values() for bias in several), default=0) for phase in graph.phases}
     return samples, {phase.name: max(least[phase.name], int(phase.time_steps * part)) for phase in graph.phases}
-
-
-def _in_steps(graph: Graph, steps: Mapping[str, int]) -> Graph:
-    return msgspec.structs.replace(
-        graph, phases=tuple(msgspec.structs.replace(phase, time_steps=steps[phase.name]) for phase in graph.phases)
-    )
 
 
 def _like(float_graph: Graph, graph: Graph) -> Graph:

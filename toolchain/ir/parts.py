@@ -15,6 +15,7 @@ A `readout` never fires, and leaks before it adds. A `linear` population keeps n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 import msgspec
@@ -321,6 +322,11 @@ class Graph(Part, frozen=True):
     @property
     def integer(self) -> bool:
         return self.units.numbers == "integer"
+
+    def in_steps(self, time_steps: Mapping[str, int]) -> Graph:
+        """The same graph with other numbers of time steps, by phase; a phase without an entry keeps its own."""
+        phases = tuple(msgspec.structs.replace(phase, time_steps=time_steps.get(phase.name, phase.time_steps)) for phase in self.phases)
+        return msgspec.structs.replace(self, phases=phases)
 
     def scale(self, phase: str, population: str) -> float:
         """Graph units per 1.0 of the model's potential."""
