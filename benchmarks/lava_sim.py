@@ -19,7 +19,7 @@ import numpy as np
 
 from toolchain import codec, data
 from toolchain.compiler import forward_only, graph_for
-from toolchain.describe import table
+from toolchain.notation import table
 from toolchain.source import find
 from toolchain.target import Executable, Result, join
 from toolchain.targets.lava_sim import LAVA_SIM

@@ -24,8 +24,8 @@ from typing import Any
 import toolchain
 from toolchain import checkpoint, data, models
 from toolchain.deploy import Deployment, Options, classify
-from toolchain.describe import table
 from toolchain.errors import ToolchainError, UsageError
+from toolchain.notation import table
 from toolchain.source import Source, find
 from toolchain.target import get
 from toolchain.versions import versions

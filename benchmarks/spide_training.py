@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolchain import data, models, native
-from toolchain.describe import table
 from toolchain.errors import UsageError
 from toolchain.layers import FeedbackSNN
 from toolchain.methods import get, spide
+from toolchain.notation import table
 from toolchain.versions import versions
 
 NETWORK = models.get("convnet-f")

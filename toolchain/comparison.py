@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.deploy import Deployment
-from toolchain.describe import table
 from toolchain.feedback import Feedback
+from toolchain.notation import table
 from toolchain.target import History
 
 

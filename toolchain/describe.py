@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from toolchain.errors import UsageError
 from toolchain.ir import Bias, Drive, Dynamics, Graph, Op, Phase, Shape, Synapse, tensor_names, weight_of
-from toolchain.notation import operation, operations, route, size, synapse_products
+from toolchain.notation import operation, operations, route, size, synapse_products, table
+from toolchain.utilisation import utilisation
 from toolchain.versions import versions
-
-if TYPE_CHECKING:
-    from toolchain.utilisation import Utilisation
 
 EXACT = 1e-12
 """An error this small is that of float64, not of whole numbers."""
@@ -100,7 +98,7 @@ class Inspection:
             "weights": _weights(graph),
             "populations": [_population_json(graph, p.name) for p in graph.populations],
             "phases": [_phase_json(graph, phase) for phase in graph.phases],
-            "placement": None if graph.placement is None else _utilisation(graph).to_json(),
+            "placement": None if graph.placement is None else utilisation(graph).to_json(),
             "notes": list(graph.provenance.notes),
             "rounding": {name: msgspec.structs.asdict(rounding) for name, rounding in graph.provenance.rounding.items()},
         }
@@ -125,7 +123,7 @@ class Inspection:
         for phase in graph.phases:
             lines += ["", *_phase_lines(graph, phase)]
         if graph.placement is not None:
-            lines += ["", _utilisation(graph).to_text()]
+            lines += ["", utilisation(graph).to_text()]
         if self.with_processes:
             lines += ["", *_process_lines(graph)]
         if self.analysis is not None:
@@ -133,13 +131,6 @@ class Inspection:
         lines += [f"note: {note}" for note in graph.provenance.notes]
         lines += _rounding_lines(graph)
         return "\n".join([*lines, *(f"wrote {path}" for path in self.written.values())])
-
-
-def _utilisation(graph: Graph) -> Utilisation:
-    """Loaded only for a graph that has a placement, and by the module that writes tables as this one does."""
-    from toolchain.utilisation import utilisation
-
-    return utilisation(graph)
 
 
 def _rounding_lines(graph: Graph) -> list[str]:
@@ -153,16 +144,6 @@ def _rounding_lines(graph: Graph) -> list[str]:
     )
     kept = len(graph.provenance.rounding) - len(changed)
     return [*lines, f"rounding left {kept} {'others' if rows else 'tensors'} as they were"] if kept else lines
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
-    """Aligned columns of text: the first `left` columns left, the others right."""
-    cells = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    return [
-        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in cells
-    ]
 
 
 def _kind(kind: str) -> str:

@@ -1,8 +1,8 @@
-"""Operations as people write them (`conv 3x3/2 p1`), and how many products they take."""
+"""Operations as people write them (`conv 3x3/2 p1`), how many products they take, and tables of text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 from toolchain.ir import (
@@ -106,3 +106,13 @@ def step_products(graph: Graph, phase: Phase) -> int:
 def sample_products(graph: Graph) -> int:
     """`products` of all time steps of all phases, at least 1: the most that one sample can take."""
     return max(1, sum(step_products(graph, phase) * phase.time_steps for phase in graph.phases))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+    """Aligned columns of text: the first `left` columns left, the others right."""
+    cells = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return [
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in cells
+    ]

@@ -17,10 +17,10 @@ from toolchain import artifact, checkpoint, codec, data, models
 from toolchain.artifact import Artifact
 from toolchain.compiler import assembled, compiled_as, executable, forward_only, lowered
 from toolchain.deploy import CHUNK, Options, classify, configure, device_of
-from toolchain.describe import table
 from toolchain.errors import DesignRuleError, UsageError
 from toolchain.files import ready_folder, replace_file
 from toolchain.ir import Graph
+from toolchain.notation import table
 from toolchain.passes import FLOAT_PIPELINE, Pipeline
 from toolchain.progress import track
 from toolchain.source import Model, Source, find

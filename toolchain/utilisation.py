@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain import limits
-from toolchain.describe import table
 from toolchain.errors import GraphError
 from toolchain.files import replace_file
 from toolchain.ir import Graph
 from toolchain.limits import Limits
-from toolchain.notation import size
+from toolchain.notation import size, table
 from toolchain.wiring import INPUTS, MEMORY, NEURONS, OUTPUTS, Box, Costs, Wiring, box, image
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ import numpy as np
 
 from toolchain import codec, fixed
 from toolchain.analysis.floats import Dtype, FloatRun
-from toolchain.describe import table
 from toolchain.errors import GraphError
 from toolchain.ir import Array, Drive, Dynamics, Graph, Phase, Synapse, weight_of
-from toolchain.notation import sample_products
+from toolchain.notation import sample_products, table
 from toolchain.passes import Inject, Retime, grids
 from toolchain.target import Result, get
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.describe import table
 from toolchain.errors import GraphError
 from toolchain.ir import POTENTIAL_LIMIT, Calibration, Graph
+from toolchain.notation import table
 from toolchain.passes.ranges import Range, ranges
 
 
