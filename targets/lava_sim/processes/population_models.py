@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
-from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.resources import CPU
@@ -14,53 +13,22 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 from toolchain import fixed
 from toolchain.ir import Array
-from toolchain.targets.lava_sim.plan import PHASES, Part, Record, Role
+from toolchain.targets.lava_sim.plan import Part, Record, Role
+from toolchain.targets.lava_sim.processes.clock import FORWARD, ClockedModel
 from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout, Relay
 
-FORWARD = PHASES.index("forward")
 
-
-class _PopulationModel(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries no types
-    """Counts its own ticks, and changes sample and phase by itself: the host gives one command for a run of many samples."""
+class _PopulationModel(ClockedModel):
+    """A process that has a role in each phase, or only listens."""
 
     def __init__(self, proc_params: Any) -> None:
-        super().__init__(proc_params)
         self.part: Part = proc_params["part"]
+        super().__init__(proc_params, self.part.board, self.part.index, self.part.ticks)
         self.port_shape: tuple[int, ...] = proc_params["port_shape"]
-        self.tick = 0
-        self.run_number = 0
-        self.slot = 0
-        self.batch = 0
-        self.phase = FORWARD
         self.role: Role | None = None
 
-    def run_spk(self) -> None:
-        if self.tick == 0:
-            self._next_sample()
-        self._advance()
-        self.part.board.ticks[self.part.index] += 1
-        self.tick += 1
-        if self.tick == self.part.ticks[self.current]:
-            self._end_sample()
-            self.tick = 0
-
-    def _next_sample(self) -> None:
-        """Where the network stands: a run's first batch, or the batch after the last."""
-        self.current, first, run = self.part.board.read()
-        self.slot = 0 if run != self.run_number else self.slot + 1
-        self.run_number = run
-        self.batch = first + self.slot
-        self.role = self.part.roles[self.current]
-        self._begin_sample()
-
     def _begin_sample(self) -> None:
-        pass
-
-    def _advance(self) -> None:
-        raise NotImplementedError
-
-    def _end_sample(self) -> None:
-        pass
+        self.role = self.part.roles[self.current]
 
 
 class _Integrating(_PopulationModel):
@@ -77,6 +45,7 @@ class _Integrating(_PopulationModel):
         self.mask: Array | None = None
 
     def _begin_sample(self) -> None:
+        super()._begin_sample()
         self.potential = np.zeros_like(self.potential)
         if self.current == FORWARD and self.batch == 0:
             self.masks.clear()
