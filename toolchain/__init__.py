@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from toolchain.doctor import doctor as doctor
     from toolchain.feedback import feedback as feedback
     from toolchain.inspection import inspect as inspect
+    from toolchain.learn import learn as learn
     from toolchain.train import train as train
     from toolchain.tune import tune as tune
     from toolchain.verify import verify as verify
@@ -37,6 +38,7 @@ _HOME = {
     "doctor": "toolchain.doctor",
     "feedback": "toolchain.feedback",
     "inspect": "toolchain.inspection",
+    "learn": "toolchain.learn",
     "train": "toolchain.train",
     "tune": "toolchain.tune",
     "verify": "toolchain.verify",

@@ -177,6 +177,18 @@ def convolve(values: Array, weight: Array, grid: Grid, shape: Shape) -> Array:
     return made.transpose(1, 0, 4, 2, 3).reshape(batch, len(weight), height, width)
 
 
+def window_products(values: Array, images: Array, kernel: tuple[int, ...], grid: Grid) -> Array:
+    """What the weights of a convolution learn from: the sum over samples and windows of each value (batch, out, height, width) times the window of `images` (batch, in,
+    rows, columns) that it belongs to, (out, in / groups, kh, kw). Exact in integers."""
+    batch, out, height, width = values.shape
+    rows = _rows(images, (kernel[0], kernel[1]), grid)[:, :, :height, :width]
+    groups = grid.groups
+    grouped = rows.reshape(batch, groups, -1, height, width, *kernel).transpose(1, 0, 3, 4, 2, 5, 6)
+    matrix = grouped.reshape(groups, batch * height * width, -1)
+    by_group = values.reshape(batch, groups, out // groups, height, width).transpose(1, 2, 0, 3, 4).reshape(groups, out // groups, -1)
+    return product(by_group, matrix).reshape(out, -1, *kernel)
+
+
 def _rows(values: Array, kernel: tuple[int, int], grid: Grid) -> Array:
     """A view (batch, channels, windows down, windows across, kh, kw) of the padded values."""
     padded = np.pad(values, ((0, 0), (0, 0), *((p, p) for p in grid.padding)))

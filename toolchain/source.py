@@ -14,6 +14,9 @@ from toolchain.errors import UsageError
 if TYPE_CHECKING:
     from toolchain.layers import FeedbackSNN
 
+LEARNED = "learned.fsnn"
+"""The file of a run folder of `toolchain learn` that holds the network."""
+
 Model = Union[str, "os.PathLike[str]", "FeedbackSNN", Artifact]
 
 
@@ -43,6 +46,8 @@ def find(model: Model) -> Source:
         raise UsageError(
             f"there is no model '{str(model)[:200]}': give a file or run folder that exists, or one of {', '.join(models.names())}"
         )
+    if (path / LEARNED).is_file():
+        return Source(path.name, None, artifact.read(path / LEARNED))
     from toolchain.train import load
 
     return Source(path.stem or path.name, load(path), None)

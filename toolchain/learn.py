@@ -1,0 +1,544 @@
+"""Learning on a target: both equilibria run there as spikes, and every connection changes by what reached its own two ends (`toolchain.plasticity`).
+
+For each batch the host sends images, reads the rates, works out the output error from them, sends it, and orders an update; it changes nothing on the target but a
+readout's bias, which lives on the host. Lava processes hold their weights and change them themselves; on other targets the host applies the same rule to what they recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from toolchain import artifact, codec, config, data, fixed, plasticity
+from toolchain.compiler import assembled, executable, lowered
+from toolchain.deploy import available, sample_shape
+from toolchain.errors import ToolchainError, UsageError, unknown
+from toolchain.files import ready_folder, replace_file
+from toolchain.ir import Array, Graph, Rounding
+from toolchain.network import CLIPPED_FROM
+from toolchain.passes import Adjoint, Fold, Inject, Partition, Pipeline, Quantize, Retime
+from toolchain.plasticity import Plastic
+from toolchain.progress import say, track
+from toolchain.source import LEARNED, Model, Source, find
+from toolchain.target import Executable, Result, Target
+from toolchain.versions import versions
+
+METRICS = "metrics.jsonl"
+WEIGHTS = ("float", "int8")
+EVALUATED = 512
+"""Samples that are classified at a time."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What `--set learn.NAME=VALUE` sets.
+
+    lr             learning rate of every connection: gradient descent without momentum
+    readout_lr     that of the readout; None: the same
+    scale_factor   what the loss is multiplied by in the feedback phase; None: the number of samples in a batch
+    reach          largest weight in thresholds that 8-bit mantissas make room for, if the first weights are not larger
+    start          where weights come from: "random" (drawn from the seed), "model" (those it has), None: random for a name of the catalogue
+    """
+
+    lr: float = 0.1
+    readout_lr: float | None = None
+    scale_factor: float | None = None
+    reach: float = 2.0
+    start: str | None = None
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """A line of metrics.jsonl: epoch 0 is before the first update. Means over the epoch's batches; `test_accuracy` on the test samples after it."""
+
+    epoch: int
+    updates: int
+    test_accuracy: float
+    loss: float | None = None
+    accuracy: float | None = None
+    forward_rate: float | None = None
+    feedback_rate: float | None = None
+    clipped: float | None = None
+    silent: float | None = None
+    saturations: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a network learned on a target; accuracies are fractions of 1, of the `test_samples` first test samples.
+
+    `seconds` leaves out start-up. `tensors` are the weights and biases that were learned, in the model's unit.
+    """
+
+    model: str
+    target: str
+    ran_on: str
+    dataset: str
+    samples: int
+    epochs: int
+    batch: int
+    seed: int
+    weights: str
+    learned: str
+    start: str
+    lr: float
+    scale_factor: float
+    updates: int
+    test_samples: int
+    test_accuracy: float
+    curve: tuple[Epoch, ...]
+    startup_seconds: float
+    seconds: float
+    samples_per_second: float
+    run: str | None
+    versions: dict[str, str]
+    tensors: dict[str, Array] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tensors"}
+        return found | {"curve": [msgspec.to_builtins(line) for line in self.curve]}
+
+    def to_text(self) -> str:
+        where = self.target if self.target == self.ran_on else f"{self.target} (ran on {self.ran_on})"
+        began = (
+            f"{self.model} learned {self.learned} on {where} from {self.start} weights, {self.weights} weights, {self.samples:,} {self.dataset} samples, "
+            f"{self.epochs} epochs of batches of {self.batch} (seed {self.seed}, lr {self.lr:g}, scale factor {self.scale_factor:g})"
+        )
+        ended = (
+            f"{100 * self.test_accuracy:.2f} % of {self.test_samples:,} test samples after {self.updates:,} updates; {self.seconds:.1f} s, "
+            f"{self.samples_per_second:,.0f} samples/s, start-up {self.startup_seconds:.2f} s"
+        )
+        kept = [] if self.run is None else [f"the network is in {self.run}/{LEARNED}"]
+        return "\n".join([began, *(_sentence(line) for line in self.curve), ended, *kept])
+
+
+def _sentence(line: Epoch) -> str:
+    if line.loss is None or line.accuracy is None:
+        return f"before: {line.test_accuracy:.2%} of the test samples"
+    said = f"epoch {line.epoch}: loss {line.loss:.4f}, {line.accuracy:.2%} of its samples, {line.test_accuracy:.2%} of the test samples"
+    if line.feedback_rate is not None and line.clipped is not None and line.silent is not None:
+        said += f", firing rates {line.forward_rate:.3f} forward and {line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent"
+    return f"{said}, {line.seconds:.1f} s"
+
+
+class Learner(AbstractContextManager["Learner"], Protocol):
+    """A network on a target whose weights change there. `graph` holds the weights it has now."""
+
+    graph: Graph
+
+    def forward(self, images: Array) -> Result:
+        """The forward phase of any number of samples."""
+
+    def update(self, error: Array, message: Array, rates: Mapping[int, float], number: int) -> Result:
+        """The feedback phase of the samples of the forward run before, at most a batch, driven by `error`, and then update `number` by the tensors' rates."""
+
+    def set_bias(self, tensors: Mapping[str, Array]) -> None:
+        """Change what the host keeps: a readout's bias."""
+
+
+@runtime_checkable
+class LearningTarget(Protocol):
+    """A target whose own processes learn."""
+
+    def learner(self, graph: Graph, plastics: Sequence[Plastic], *, batch: int, seed: int) -> Learner: ...
+
+
+def learn(
+    model: Model,
+    *,
+    target: str,
+    dataset: str,
+    samples: int | None = None,
+    epochs: int = 5,
+    batch: int = 16,
+    seed: int = 0,
+    weights: str = "int8",
+    hidden_only: bool = False,
+    readout_only: bool = False,
+    settings: Sequence[str] = (),
+    test_samples: int | None = None,
+    fallback: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Learned:
+    """Train `model` on `target` by SPIDE's local rule, on the first `samples` training samples of `dataset`, and test it after each epoch.
+
+    A name of the catalogue starts from random weights, drawn from `seed`, anything else from the weights it has (`learn.start` chooses). `weights`
+    are "float" (targets lava-sim, reference, torch) or "int8" (lava-sim, reference, sim): mantissas of 8 bits, of biases 13, rounded at random, of
+    which no finer copy is kept. `settings` are `learn.NAME=VALUE`, see `Rule`. `output` names a folder that gets the learned network and metrics.jsonl. Raises UsageError for
+    a bad option, GraphError and DesignRuleError where the network cannot learn or does not fit.
+    """
+    rule = _rule(settings)
+    _require(epochs, batch, weights, hidden_only, readout_only, seed)
+    folder = None if output is None else _folder(Path(output))
+    source, start = _started_from(model, rule, seed)
+    chosen = _configured(available(target, fallback), weights)
+    time_steps, size = sample_shape(source, dataset)
+    load = {"data_dir": data_dir, "time_steps": time_steps, "image_size": size}
+    train = data.load(dataset, split="train", samples=samples, **load)  # type: ignore[arg-type]  # a dictionary of several types
+    test = data.load(dataset, split="test", samples=test_samples, **load)  # type: ignore[arg-type]
+    stages = _stages(source, rule, weights, feedback=not readout_only)
+    found = plasticity.plastics(stages.graph, hidden=not readout_only, readout=not hidden_only)
+    lesson = _Lesson(rule, found, batch, seed)
+    began = time.perf_counter()
+    with _learner(chosen, stages.graph, found, min(batch, len(train)), seed) as learner:
+        ready = time.perf_counter()
+        curve = []
+        for line in lesson.epochs(learner, train, test, epochs):
+            curve.append(line)
+            if line.epoch:
+                say(f"toolchain: {_sentence(line)}")
+        seconds = time.perf_counter() - ready
+        graph = learner.graph
+    floats = {plastic.tensor: plasticity.in_floats(plastic, graph.tensors[plastic.tensor]) for plastic in found}
+    if folder is not None:
+        note = (
+            f"learned on {chosen.name}: {lesson.updates:,} updates on {len(train):,} samples of {dataset}, {weights} weights, seed {seed}"
+        )
+        _write(folder, stages, graph, floats, note, curve)
+    return Learned(
+        model=source.name,
+        target=target,
+        ran_on=target if chosen.name.startswith(target) else chosen.name,
+        dataset=dataset,
+        samples=len(train),
+        epochs=epochs,
+        batch=batch,
+        seed=seed,
+        weights=weights,
+        learned="the readout" if readout_only else "the hidden connections" if hidden_only else "all connections",
+        start=start,
+        lr=rule.lr,
+        scale_factor=lesson.scale_factor(batch),
+        updates=lesson.updates,
+        test_samples=len(test),
+        test_accuracy=curve[-1].test_accuracy,
+        curve=tuple(curve),
+        startup_seconds=ready - began,
+        seconds=seconds,
+        samples_per_second=epochs * len(train) / seconds,
+        run=None if folder is None else str(folder),
+        versions=versions(),
+        tensors=floats,
+    )
+
+
+def _rule(settings: Sequence[str]) -> Rule:
+    """The rule that settings ask for."""
+    wanted: dict[str, Any] = {}
+    for name, value in config.assignments(settings).items():
+        section, _, key = name.partition(".")
+        if section != "learn" or key not in Rule.__dataclass_fields__:
+            raise unknown("setting", name, [f"learn.{known}" for known in Rule.__dataclass_fields__])
+        wanted[key] = value
+    start = wanted.get("start")
+    if start not in (None, "random", "model"):
+        raise unknown("learn.start", str(start), ("random", "model"))
+    for key, value in wanted.items():
+        if key != "start":
+            wanted[key] = _positive(f"learn.{key}", value)
+    return Rule(**wanted)
+
+
+def _positive(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else -1.0
+    if not (isfinite(number) and number > 0):
+        raise UsageError(f"{name} is {value!r}: it must be a positive number")
+    return number
+
+
+def _require(epochs: int, batch: int, weights: str, hidden_only: bool, readout_only: bool, seed: int) -> None:
+    if weights not in WEIGHTS:
+        raise unknown("weights", weights, WEIGHTS)
+    if not 1 <= epochs <= 1_000_000:
+        raise UsageError(f"{epochs} epochs cannot be learned: give 1 to 1,000,000")
+    if not 1 <= batch <= 65_536:
+        raise UsageError(f"batch is {batch}: give a whole number from 1 to 65,536")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed is {seed}: give a whole number from 0, below 2^63")
+    if hidden_only and readout_only:
+        raise UsageError("--hidden-only and --readout-only leave nothing to learn: give one of the two, or none")
+
+
+def _folder(path: Path) -> Path:
+    ready_folder(path)
+    for name in (LEARNED, METRICS):
+        if (path / name).exists():
+            raise UsageError(f"'{path}' already holds a run ({name}): choose another folder")
+    return path
+
+
+def _started_from(model: Model, rule: Rule, seed: int) -> tuple[Source, str]:
+    """The network with its first weights, and what these are."""
+    from toolchain import models
+
+    named = isinstance(model, str) and model in models.names()
+    if rule.start != "model" and (named or rule.start == "random"):
+        if not named:
+            raise UsageError("learn.start=random draws the weights of a network of the catalogue: give its name, or leave the setting out")
+        return Source(str(model), models.get(str(model)).build(seed).eval(), None), "random"
+    return find(model), "its own"
+
+
+def _configured(chosen: Target, weights: str) -> Target:
+    """The target with the passes and numbers for these weights."""
+    from toolchain.passes import FLOAT_PIPELINE
+
+    fields: dict[str, Any] = getattr(chosen, "__dataclass_fields__", {})
+    if weights == "float" and chosen.name == "sim":
+        raise UsageError("target 'sim' runs integers only: give --weights int8, or target torch, reference or lava-sim")
+    if weights == "int8" and chosen.name == "torch":
+        raise UsageError("target 'torch' runs floats only: give --weights float, or target sim, reference or lava-sim")
+    if "dtype" in fields:
+        chosen = replace(chosen, dtype="float64")  # type: ignore[type-var]  # a protocol cannot say that it is a dataclass
+    if weights == "float" and "pipeline" in fields and chosen.name in ("lava-sim", "reference"):
+        chosen = replace(chosen, pipeline=FLOAT_PIPELINE)  # type: ignore[type-var]
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """A network on its way to the chip: folded with its feedback phase, as artefacts keep it; in hardware time with graded input; and as it learns."""
+
+    adjoint: Graph
+    timed: Graph
+    graph: Graph
+
+
+def _stages(source: Source, rule: Rule, weights: str, *, feedback: bool) -> _Stages:
+    if source.artifact is None:
+        folded = Pipeline((Fold(), Adjoint()))(lowered(source))
+    elif source.artifact.float_graph is None:
+        raise UsageError(
+            f"'{source.name}' was compiled without its float tensors, which learning starts from: compile it again without --no-float"
+        )
+    else:
+        folded = source.artifact.float_graph
+    if not folded.has_phase("feedback"):
+        raise UsageError(f"'{source.name}' has no feedback phase, in which connections learn: choose a network trained by spide or ide")
+    timed = Pipeline((Inject("graded"), Retime()))(folded)
+    if not feedback:  # the readout's own error is all that a feedback phase then brings
+        timed = timed.in_steps({"feedback": 1})
+    return _Stages(folded, timed, timed if weights == "float" else in_integers(timed, rule.reach))
+
+
+def in_integers(graph: Graph, reach: float) -> Graph:
+    """A float graph in hardware time as integers with room to learn: units and exponents are those of weights and biases that reach `reach` thresholds.
+
+    What they are now is rounded to that grid. Weights larger than 2/3 of the reach get more room.
+    """
+    names = [p.tensor for p in plasticity.plastics(graph) if not p.on_host]
+    threshold = max(float(d.threshold) for d in graph.phase("forward").dynamics.values())
+    draw = np.random.default_rng(0)
+    room: dict[str, Array] = {}
+    for name in names:
+        tensor = graph.tensors[name]
+        largest = max(reach * threshold, 1.5 * float(np.abs(tensor).max(initial=0)))
+        stand_in = draw.uniform(-largest, largest, tensor.shape)
+        stand_in.reshape(-1)[:1] = largest
+        room[name] = stand_in
+    made = Pipeline((Quantize(),))(plasticity.with_tensors(graph, room))
+    mantissas: dict[str, Array] = {}
+    rounding = dict(made.provenance.rounding)
+    for plastic in plasticity.plastics(made):
+        if plastic.bounds is None:
+            mantissas[plastic.tensor] = graph.tensors[plastic.tensor]
+            continue
+        exact = graph.tensors[plastic.tensor]
+        found = fixed.mantissas(exact / plastic.step, 0, *plastic.bounds)
+        error = np.abs(found.mantissa * plastic.step - exact)
+        mantissas[plastic.tensor] = found.mantissa
+        rounding[plastic.tensor] = Rounding(
+            rounding[plastic.tensor].exponent, float(error.max()), float(np.sqrt(np.mean(error**2))), found.clipped
+        )
+    return _with_provenance(plasticity.with_tensors(made, mantissas), rounding=rounding, notes=graph.provenance.notes)
+
+
+def _with_provenance(graph: Graph, **changes: Any) -> Graph:
+    return msgspec.structs.replace(graph, provenance=msgspec.structs.replace(graph.provenance, **changes))
+
+
+class _Lesson:
+    """Batches in the order that the seed gives, and what is done with each."""
+
+    def __init__(self, rule: Rule, plastics: Sequence[Plastic], batch: int, seed: int) -> None:
+        self.rule, self.plastics, self.batch, self.seed = rule, plastics, batch, seed
+        self.updates = 0
+
+    def scale_factor(self, samples: int) -> float:
+        return float(samples) if self.rule.scale_factor is None else self.rule.scale_factor
+
+    def epochs(self, learner: Learner, train: data.Dataset, test: data.Dataset, epochs: int) -> Iterator[Epoch]:
+        yield Epoch(epoch=0, updates=0, test_accuracy=_accuracy(learner, test))
+        for epoch in range(1, epochs + 1):
+            began = time.perf_counter()
+            order = order_of(len(train), self.seed, epoch)
+            starts = range(0, len(train), self.batch)
+            seen = []
+            for first in track(starts, f"epoch {epoch}/{epochs}", len(starts)):
+                rows = order[first : first + self.batch]
+                seen.append(self._batch(learner, train.images[rows], np.asarray(train.labels[rows], np.int64)))
+            accuracy = _accuracy(learner, test)
+            yield self._line(epoch, seen, accuracy, time.perf_counter() - began)
+
+    def _batch(self, learner: Learner, images: Array, labels: Array) -> dict[str, float]:
+        """Both phases of a batch, and an update: every number that the update needs comes from the target."""
+        graph, samples = learner.graph, len(labels)
+        forward = learner.forward(images)
+        gain = self.scale_factor(samples)
+        scores = codec.logits(graph, forward)
+        error = codec.output_error(graph, forward, labels, gain)
+        message = plasticity.error_message(graph, forward, labels)
+        rates = {p.number: plasticity.rate(p, self._lr(p), gain, samples) for p in self.plastics}
+        back = learner.update(error, message, {p.number: rates[p.number] for p in self.plastics if not p.on_host}, self.updates)
+        on_host = [p for p in self.plastics if p.on_host]
+        learner.set_bias(
+            {
+                p.tensor: plasticity.changed(
+                    p,
+                    learner.graph.tensors[p.tensor],
+                    plasticity.correlation(graph, p, message, message),
+                    rates[p.number],
+                    self.seed,
+                    self.updates,
+                )
+                for p in on_host
+            }
+        )
+        self.updates += 1
+        loss = _cross_entropy(scores, labels)
+        if not isfinite(loss):
+            raise ToolchainError(f"the loss is {loss} at update {self.updates}: lower learn.lr (it is {self.rule.lr:g})")
+        return {"loss": loss, "accuracy": float((scores.argmax(axis=1) == labels).mean()), **_seen(graph, forward, back)}
+
+    def _lr(self, plastic: Plastic) -> float:
+        return self.rule.lr if self.rule.readout_lr is None or not plastic.taught else self.rule.readout_lr
+
+    def _line(self, epoch: int, seen: list[dict[str, float]], accuracy: float, seconds: float) -> Epoch:
+        mean = {name: float(np.mean([batch[name] for batch in seen])) for name in seen[0]}
+        mean["saturations"] = sum(int(batch["saturations"]) for batch in seen)
+        return Epoch(epoch=epoch, updates=self.updates, test_accuracy=accuracy, seconds=seconds, **mean)  # type: ignore[arg-type]
+
+
+def order_of(samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The order in which an epoch, from 1, takes its samples."""
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+def _seen(graph: Graph, forward: Result, back: Result) -> dict[str, float]:
+    couples = [population.name for population in graph.of_kind("couple")]
+    rates = {name: np.abs(codec.rates(graph, back, name)) for name in couples}
+    return {
+        "forward_rate": _mean([codec.rates(graph, forward, name) for name in couples]),
+        "feedback_rate": _mean([back.activity[name] / back.time_steps for name in couples]),
+        "clipped": _mean([rate >= CLIPPED_FROM for rate in rates.values()]),
+        "silent": _mean([back.activity[name] == 0 for name in couples]),
+        "saturations": sum(int(s.sum()) for result in (forward, back) for s in result.saturations.values()),
+    }
+
+
+def _mean(parts: Sequence[Array]) -> float:
+    return float(np.concatenate([np.asarray(part, np.float64).ravel() for part in parts]).mean())
+
+
+def _cross_entropy(scores: Array, labels: Array) -> float:
+    top = scores.max(axis=1, keepdims=True)
+    logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
+    return float(-logs[np.arange(len(labels)), labels].mean())
+
+
+def _accuracy(learner: Learner, test: data.Dataset) -> float:
+    correct = 0
+    for first in range(0, len(test), EVALUATED):
+        scores = codec.logits(learner.graph, learner.forward(np.asarray(test.images[first : first + EVALUATED])))
+        correct += int((scores.argmax(axis=1) == test.labels[first : first + EVALUATED]).sum())
+    return correct / len(test)
+
+
+@contextmanager
+def _learner(chosen: Target, graph: Graph, plastics: Sequence[Plastic], batch: int, seed: int) -> Iterator[Learner]:
+    """The network, ready to learn, closed at the end whatever happens."""
+    learner = (
+        chosen.learner(graph, plastics, batch=batch, seed=seed)
+        if isinstance(chosen, LearningTarget)
+        else OnHost(chosen, graph, plastics, seed)
+    )
+    with learner:
+        yield learner
+
+
+class OnHost:
+    """Learning on a target whose processes cannot: it runs both phases, and the host changes the weights by what it recorded."""
+
+    def __init__(self, target: Target, graph: Graph, plastics: Sequence[Plastic], seed: int) -> None:
+        self.graph = graph
+        self._target, self._plastics, self._seed = target, plastics, seed
+        self._run: Executable | None = executable(target, graph)
+        self._images: Array = np.zeros(0)
+        self._forward: Result | None = None
+
+    def forward(self, images: Array) -> Result:
+        if self._run is None:
+            self._run = self._target.compile(self.graph)
+        self._images = images
+        self._forward = self._run.run(images)
+        return self._forward
+
+    def update(self, error: Array, message: Array, rates: Mapping[int, float], number: int) -> Result:
+        assert self._run is not None
+        assert self._forward is not None
+        graph, forward = self.graph, self._forward
+        back = self._run.run(error, phase="feedback")
+        encoded = codec.encode_input(graph, codec.check_inputs(graph, self._images))
+        tensors = {}
+        for plastic in self._plastics:
+            if plastic.number in rates:
+                r = np.zeros(0) if plastic.source is None else plasticity.sent(graph, plastic, forward, encoded)
+                product = plasticity.correlation(graph, plastic, r, plasticity.post(graph, plastic, forward, back, message))
+                values = graph.tensors[plastic.tensor]
+                tensors[plastic.tensor] = plasticity.changed(plastic, values, product, rates[plastic.number], self._seed, number)
+        self._replace(tensors)
+        return back
+
+    def set_bias(self, tensors: Mapping[str, Array]) -> None:
+        self._replace(tensors)
+
+    def _replace(self, tensors: Mapping[str, Array]) -> None:
+        if tensors:
+            self.graph = plasticity.with_tensors(self.graph, tensors)
+            self.close()
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.close()
+        self._run = None
+
+    def __enter__(self) -> OnHost:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _write(folder: Path, stages: _Stages, graph: Graph, floats: Mapping[str, Array], note: str, curve: Sequence[Epoch]) -> None:
+    """The learned network as an artefact, and a line an epoch."""
+    notes = (*stages.adjoint.provenance.notes, note)
+    folded = _with_provenance(plasticity.with_tensors(stages.adjoint, floats), notes=notes)
+    if graph.integer:
+        steps: dict[str, int] = {phase.name: phase.time_steps for phase in stages.adjoint.phases}
+        made = Pipeline((Partition(),))(_with_provenance(graph.in_steps(steps), notes=notes))
+    else:
+        timed = Pipeline((Inject("graded"), Retime(), Quantize(), Partition()))
+        made = timed(folded)
+    artifact.write(assembled("lava-sim", folded, made), folder / LEARNED)
+    replace_file(folder / METRICS, b"".join(msgspec.json.encode(line) + b"\n" for line in curve))
