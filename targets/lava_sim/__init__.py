@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from toolchain.errors import DesignRuleError, GraphError, UsageError, unknown
-from toolchain.fixed import EXACT_FLOAT64, WEIGHT_EXPONENT_MAX, largest_product, weight_range
+from toolchain.errors import DesignRuleError, UsageError, unknown
+from toolchain.fixed import EXACT_FLOAT64, WEIGHT_EXPONENT_MAX, largest_product
 from toolchain.ir import Graph, Phase, Synapse
 from toolchain.limits import LOIHI2, Limits
 from toolchain.passes import FLOAT_PIPELINE, LOIHI_PIPELINE, Pipeline
+from toolchain.targets.lava_sim.stock import Stock
 
 if TYPE_CHECKING:
     from toolchain.targets.lava_sim.compile import Run
-
-STOCK_WEIGHT_BITS = 8
-STOCK_SUM = 2**31
-"""Lava's own fixed-point connections add and shift in 32 bit, with weights doubled."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +24,15 @@ class LavaSim:
     """Lava processes, one a population and one a synapse.
 
     batch     copies of the network that advance side by side (None: 128, or 1 with stock synapses)
-    synapses  "own": our connection with a batch axis; "stock": Lava's Dense and DelayDense, which have none
+    synapses  "own": our connection with a batch axis; "stock": Lava's Dense, Conv, Sparse and their delayed forms, which have none (`stock` says which
+              carries what); "sparse": Lava's Sparse for every connection, faster than its Conv by far
     trace     keep every spike and potential
     phases    which phases to build (None: all the graph has); without "feedback" the network has about half the processes
     deadline  seconds without a tick after which the network counts as stuck
     """
 
     batch: int | None = None
-    synapses: Literal["own", "stock"] = "own"
+    synapses: Literal["own", "stock", "sparse"] = "own"
     trace: bool = False
     phases: tuple[str, ...] | None = None
     deadline: float = 60.0
@@ -43,16 +41,21 @@ class LavaSim:
     pipeline: Pipeline = LOIHI_PIPELINE
 
     def __post_init__(self) -> None:
-        if self.synapses not in ("own", "stock"):
-            raise unknown("synapses", self.synapses, ("own", "stock"))
+        if self.synapses not in ("own", "stock", "sparse"):
+            raise unknown("synapses", self.synapses, ("own", "stock", "sparse"))
         if self.batch is not None and self.batch < 1:
             raise UsageError(f"a batch of {self.batch} samples is none: give at least 1")
-        if self.synapses == "stock" and (self.batch or 1) > 1:
+        if self.stock and (self.batch or 1) > 1:
             raise UsageError(
                 f"Lava's stock synapses carry one sample at a time and the batch is {self.batch}: use batch 1, or synapses own"
             )
         if self.deadline <= 0:
             raise UsageError(f"a deadline of {self.deadline:g} s leaves no time: give more than 0")
+
+    @property
+    def stock(self) -> bool:
+        """Whether Lava's own synapse processes carry the connections."""
+        return self.synapses != "own"
 
     def available(self) -> str | None:
         """None where Lava can run here, else what is missing and the command that installs it. Imports nothing."""
@@ -105,6 +108,8 @@ class LavaSim:
         if phase.timing.mode == "step":
             return [f"phase '{phase.name}' is in model steps, not in ticks: run the retime pass"]
         problems = [problem for synapse in phase.synapses for problem in self._synapse_problems(graph, phase, synapse)]
+        if self.stock:
+            problems += Stock(graph, phase, sparse=self.synapses == "sparse").problems()
         gates: dict[str, set[str | None]] = {}
         for synapse in phase.synapses:
             gates.setdefault(synapse.source, set()).add(synapse.gate)
@@ -134,32 +139,7 @@ class LavaSim:
             bound, delivered = largest_product(graph, synapse)
             if max(bound, delivered) >= EXACT_FLOAT64:
                 problems.append(f"{where} can reach sums of {max(bound, delivered)}, beyond exact arithmetic: use fewer weight bits")
-        if self.synapses == "stock":
-            problems += _stock_problems(graph, synapse, where)
         return problems
-
-
-def _stock_problems(graph: Graph, synapse: Synapse, where: str) -> list[str]:
-    """What Lava's own connections cannot carry."""
-    from toolchain.targets.lava_sim.compile import dense_of, oriented
-
-    try:
-        op = dense_of(synapse)
-    except GraphError as error:
-        return [str(error)]
-    if not graph.integer:
-        return []
-    problems = []
-    low, high = weight_range(STOCK_WEIGHT_BITS)
-    weights = oriented(graph, op)
-    if weights.size and (weights.min() < low or weights.max() > high):
-        problems.append(
-            f"{where} has weights outside {low}..{high}, which Lava's stock synapses clip: quantize to 8 bits, or use synapses own"
-        )
-    bound, delivered = largest_product(graph, synapse)
-    if max(2 * bound, delivered) >= STOCK_SUM:
-        problems.append(f"{where} can reach sums beyond the 32 bits of Lava's stock synapses: use synapses own")
-    return problems
 
 
 def _unreached(phases: list[Phase]) -> str | None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolchain import codec
-from toolchain.errors import GraphError, UsageError
-from toolchain.ir import Array, Dense, Graph, Phase, Population, Synapse
+from toolchain.errors import UsageError
+from toolchain.ir import Array, Graph, Phase, Population, Synapse
 from toolchain.target import History, Latch, Result, join
 from toolchain.targets.lava_sim.composition import Composition
 from toolchain.targets.lava_sim.plan import PHASES, Board, Part, Record, Role, shared
 from toolchain.targets.lava_sim.runtime import Network, quiet
+from toolchain.targets.lava_sim.stock import Stock
 
 if TYPE_CHECKING:
     from lava.magma.core.process.process import AbstractProcess
@@ -38,7 +39,8 @@ class Run:
 
     def __init__(self, graph: Graph, target: LavaSim) -> None:
         self.graph = graph
-        self._stock = target.synapses == "stock"
+        self._stock = target.stock
+        self._only_sparse = target.synapses == "sparse"
         neurons = sum(prod(population.shape) for population in graph.populations)
         self._batch = target.batch or (1 if self._stock else max(1, min(AUTO_BATCH, AT_ONCE // neurons)))
         self._trace = target.trace
@@ -193,11 +195,16 @@ class Run:
         }
         synapses = []
         for phase in self._phases.values():
+            stock = Stock(self.graph, phase, sparse=self._only_sparse) if self._stock else None
             for synapse in phase.synapses:
-                process = self._stock_synapse(phase, synapse) if self._stock else self._own_synapse(phase, synapse)
                 source = populations[synapse.source]
-                (source.s_out if phase.name == "forward" else source.b_out).connect(process.s_in)
-                process.a_out.connect(populations[synapse.target].a_in)
+                emits, takes = source.s_out if phase.name == "forward" else source.b_out, populations[synapse.target].a_in
+                if stock is not None:
+                    synapses += stock.joined(synapse, emits, takes)
+                    continue
+                process = self._own_synapse(phase, synapse)
+                emits.connect(process.s_in)
+                process.a_out.connect(takes)
                 synapses.append(process)
         return [*populations.values(), *synapses]
 
@@ -210,43 +217,6 @@ class Run:
 
         composition = Composition(self.graph, synapse)
         return SynapseProcess(composition=composition, batch=self._batch, delay=synapse.delay, name=_name(phase, synapse))
-
-    def _stock_synapse(self, phase: Phase, synapse: Synapse) -> AbstractProcess:
-        """Lava's own connection.
-
-        Where signs mix, fixed point keeps even weights only, so it gets twice the mantissa and one exponent less; at exponent 0 that is a
-        right shift of an even sum, which is exact.
-        """
-        from lava.proc.dense.process import DelayDense
-        from lava.proc.dense.process import Dense as StockDense
-        from lava.utils.weightutils import SignMode
-
-        op = dense_of(synapse)
-        weights = oriented(self.graph, op)
-        binary = phase.name == "forward" and self.graph.population(synapse.source).kind == "couple"
-        options: dict[str, Any] = {"num_message_bits": 0 if binary else 8, "name": _name(phase, synapse)}
-        if self.graph.integer:
-            options |= {"weights": 2 * weights.astype(np.int32), "weight_exp": op.exponent - 1, "sign_mode": SignMode.MIXED}
-        else:
-            options |= {"weights": weights.astype(np.float64)}
-        if synapse.delay == 1:
-            return StockDense(**options)
-        return DelayDense(delays=np.full(weights.shape, synapse.delay - 1), **options)
-
-
-def dense_of(synapse: Synapse) -> Dense:
-    """The one operation that a stock synapse carries; GraphError where it is not one dense connection."""
-    ops = [op for op in synapse.ops if isinstance(op, Dense)]
-    if len(ops) != 1 or any(type(op).__name__ not in ("Dense", "Identity") for op in synapse.ops):
-        raise GraphError(
-            f"synapse '{synapse.source}' -> '{synapse.target}' is not one dense connection, and Lava's stock synapses are here: use synapses own"
-        )
-    return ops[0]
-
-
-def oriented(graph: Graph, op: Dense) -> Array:
-    """The weights as (outputs, inputs) of this synapse."""
-    return graph.tensors[op.weight].T if op.transpose else graph.tensors[op.weight]
 
 
 def idle_ticks(phase: Phase) -> int:

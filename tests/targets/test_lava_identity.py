@@ -206,14 +206,6 @@ def test_any_drawn_graph_is_identical(
     _compared(Retime(mode)(graph if integer else Adjoint()(graph)), LavaSim(batch=2, trace=True), inputs, errors, assert_identical)
 
 
-def test_stock_synapses_say_which_connection_they_cannot_carry(network_graph: Any) -> None:
-    graph = Retime()(network_graph("events", "plain"))
-    assert LAVA_SIM.check(graph) == []
-    problems = LavaSim(synapses="stock").check(graph)
-    assert any("synapse 'input' -> 'a' is not one dense connection" in problem and "use synapses own" in problem for problem in problems)
-    assert not any("synapse 'a' -> 'b' is" in problem for problem in problems)
-
-
 def test_targets_are_found_by_name_without_importing_lava() -> None:
     assert target.get("lava-sim") is LAVA_SIM
     assert target.get("lava-sim-float") is LAVA_SIM_FLOAT
@@ -246,9 +238,6 @@ def test_check_says_what_does_not_fit(random_graph: Any) -> None:
     forward_only = msgspec.structs.replace(graph, phases=graph.phases[:1])
     assert LAVA_SIM.check(forward_only) == []
     assert "no feedback phase to build" in LavaSim(phases=("forward", "feedback")).check(forward_only)[0]
-    wide = msgspec.structs.replace(graph, tensors=graph.tensors | {op.weight: graph.tensors[op.weight].astype(np.int64) * 2})
-    assert LAVA_SIM.check(wide) == []
-    assert "quantize to 8 bits" in LavaSim(synapses="stock").check(wide)[0]
 
 
 @lava

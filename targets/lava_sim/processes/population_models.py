@@ -60,7 +60,7 @@ class _Integrating(_PopulationModel):
         """Add what arrives to the waiting current; on the first tick it still belongs to the phase before and is dropped."""
         keep = self.role is not None and self.tick > 0
         for port in self.a_in.csp_ports:
-            current = port.recv()
+            current = self.a_in._transformer.transform(port.recv(), port)  # as the connection says: Lava's Conv has channels last
             if keep:
                 self.waiting += current.reshape(self.part.shape)
 
