@@ -2,7 +2,8 @@
 
 What Lava 0.10 leaves to chance is settled here. Channels live in anonymous memory instead of a manager process with files under /dev/shm. A
 child that raises leaves its traceback where the host looks while it waits (Lava's own `run` never returns where the network has a loop). A
-child whose parent is gone ends itself. Ctrl-C reaches the host alone, and closing kills: nothing of ours is worth a farewell.
+child whose parent is gone ends itself. Ctrl-C reaches the host alone, and never in the middle of starting or ending processes. Closing kills:
+nothing of ours is worth a farewell.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import multiprocessing
 import os
 import signal
 import threading
@@ -38,6 +40,12 @@ LOOK = 0.05
 
 ORPHAN_LOOK = 0.25
 """Seconds between two looks of a child at its parent."""
+
+LAST_WORDS = 5.0
+"""Seconds that a process which has reported an error has to leave its traceback and end."""
+
+_BUILDING = threading.RLock()
+"""Lava's lists of processes and the warning filters belong to the whole program: networks are built one at a time."""
 
 
 class _AnonymousMemory:
@@ -69,23 +77,30 @@ class Network:
         self._ticks = ticks
         self._deadline = deadline
         self._failure: str | None = None
-        with quiet():
-            self._runtime = _started(processes, tag)
+        try:
+            with quiet():
+                self._runtime = _compiled(processes, tag)
+        except BaseException:
+            _forget(processes)
+            raise
         self._names = list(self._runtime.names)
         self._faults = self._runtime.faults
-        self._kill = weakref.finalize(self, _kill, self._runtime, processes)
+        self._kill = weakref.finalize(self, _kill, self._runtime, processes, os.getpid())
+        self._start()
 
     def run(self, steps: int) -> None:
         """Advance all processes by `steps` ticks; ToolchainError, within seconds, where one raised, died, or nothing moves any more."""
         self.require_alive()
-        from lava.magma.runtime.mgmt_token_enums import enum_to_np
+        from lava.magma.runtime.mgmt_token_enums import MGMT_RESPONSE, enum_equal, enum_to_np
 
         (to_service,), (from_service,) = self._runtime.runtime_to_service, self._runtime.service_to_runtime
         try:
             to_service.send(enum_to_np(steps))
             self._wait(from_service)
-            from_service.recv()
+            answer = from_service.recv()
             self._look()
+            if not enum_equal(answer, MGMT_RESPONSE.DONE):
+                self._await_last_words()
         except BaseException:
             self.close()
             raise
@@ -97,6 +112,20 @@ class Network:
     def close(self) -> None:
         """End every process; safe to call twice."""
         self._kill()
+
+    def _start(self) -> None:
+        try:
+            with quiet(), _signals_later():
+                self._runtime.initialize()
+        except OSError as error:
+            self._kill()
+            raise ToolchainError(
+                f"cannot start the {len(self._names)} processes of this Lava network ({error.strerror}): "
+                "raise what `ulimit -n` and `ulimit -u` allow, or free memory"
+            ) from error
+        except BaseException:
+            self._kill()
+            raise
 
     def _wait(self, port: Any) -> None:
         moved, seen = time.monotonic(), int(self._ticks.sum())
@@ -114,32 +143,33 @@ class Network:
                 )
 
     def _look(self) -> None:
-        """Raise what the children have left: tracebacks first, then deaths without one."""
-        self._report_faults()
-        dead = next(((name, child) for name, child in zip(self._names, self._runtime.children, strict=True) if not child.is_alive()), None)
-        if dead is None:
+        """Raise what the children that ended have left: a traceback first, then a death without one."""
+        dead = [i for i, child in enumerate(self._runtime.children) if not child.is_alive()]
+        for i in dead:
+            text = bytes(self._faults[i]).rstrip(b"\0").decode(errors="replace").strip()
+            if text:
+                self._fail(f"Lava process '{self._names[i]}' raised {text.splitlines()[-1]}: see the cause with --debug", text)
+        if not dead:
             return
-        self._report_faults()  # it may have raised between the two looks
-        name, code = dead[0], dead[1].exitcode
+        name, code = self._names[dead[0]], self._runtime.children[dead[0]].exitcode
         how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
         self._fail(f"Lava process '{name}' {how} in the middle of a run: check the machine's memory, then run again with a smaller batch")
 
-    def _report_faults(self) -> None:
-        for name, text in zip(self._names, self._texts(), strict=True):
-            if text:
-                cause = text.strip().splitlines()[-1]
-                self._fail(f"Lava process '{name}' raised {cause}: see the cause with --debug", text)
-
-    def _texts(self) -> list[str]:
-        return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in self._faults]
+    def _await_last_words(self) -> None:
+        """Lava hears of an exception before the process that raised it has left its traceback and ended."""
+        until = time.monotonic() + LAST_WORDS
+        while time.monotonic() < until:
+            self._look()
+            time.sleep(LOOK)
+        self._fail("Lava reported an error of a process that did not say which: report the network")
 
     def _fail(self, message: str, detail: str = "") -> None:
         self._failure = message
         raise ToolchainError(message) from (RuntimeError(detail) if detail else None)
 
 
-def _started(processes: list[AbstractProcess], tag: str) -> Any:
-    """Compile and start a runtime of ours for the processes."""
+def _compiled(processes: list[AbstractProcess], tag: str) -> Any:
+    """A runtime of ours for the processes, not started yet."""
     from lava.magma.core.process.message_interface_enum import ActorType
     from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.magma.runtime.message_infrastructure.multiprocessing import MultiProcessing, SystemProcess
@@ -158,7 +188,8 @@ def _started(processes: list[AbstractProcess], tag: str) -> Any:
         def build_actor(self, target_fn: Any, builder: Any, exception_q: Any = None) -> Any:
             name, fault = self._waiting.pop(0)
             child = SystemProcess(target=_live, args=(builder, fault, os.getpid()), name=name, daemon=True)
-            child.start()
+            with _forking():
+                child.start()
             self._actors.append(child)
             return child
 
@@ -194,12 +225,6 @@ def _started(processes: list[AbstractProcess], tag: str) -> Any:
     executable.channel_builders.sort(key=lambda channel: position[id(channel.src_process)])  # float sums in the same order in every run
     runtime = OwnRuntime(executable)
     executable.assign_runtime_to_all_processes(runtime)
-    try:
-        with _signals_blocked():
-            runtime.initialize()
-    except BaseException:
-        _kill(runtime, processes)
-        raise
     return runtime
 
 
@@ -223,43 +248,75 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _kill(runtime: Any, processes: list[Any]) -> None:
-    """Kill and reap the children, end the host's port threads, and let go of what Lava would keep until the interpreter ends."""
-    for child in runtime.children:
-        child.kill()
-    for child in runtime.children:
-        child.join()
-    runtime.children = []
-    for port in (*runtime.runtime_to_service, *runtime.service_to_runtime):
-        port.join()
-    _forget(processes)
+def _kill(runtime: Any, processes: list[Any], owner: int) -> None:
+    """Kill and reap the children, end the host's port threads, and let go of what Lava would keep until the interpreter ends.
+
+    A process forked by somebody else holds the same objects as their `owner`, and must leave the children alone.
+    """
+    if os.getpid() != owner:
+        return
+    with _signals_later():
+        children = [child for child in runtime.children if not child._is_done]  # multiprocessing ends them too, when the interpreter does
+        for child in children:
+            child.kill()
+        for child in children:
+            child.join()
+        runtime.children = []
+        for port in (*runtime.runtime_to_service, *runtime.service_to_runtime):
+            port.join()
+        _forget(processes)
 
 
 def _forget(processes: list[Any]) -> None:
     """Lava's process server holds every process ever made, with its weights and memory."""
     from lava.magma.core.process.process import ProcessServer
 
-    server = ProcessServer()
-    ours = {id(process) for process in processes}
-    server.processes = [process for process in server.processes if id(process) not in ours]
+    known = ProcessServer().processes
     for process in processes:
+        with contextlib.suppress(ValueError):
+            known.remove(process)
         process.runtime = None
 
 
 @contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Children forked here never see Ctrl-C; the host sees it right after."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_later() -> Iterator[None]:
+    """What Ctrl-C and SIGTERM raise in the main thread is raised at the end: no child is lost between its fork and its entry in a list."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    deferred = [number for number in numbers if callable(before[number])]
+    try:
+        for number in deferred:
+            signal.signal(number, lambda number, frame: came.append(number))
+        yield
+    finally:
+        for number in reversed(deferred):  # SIGINT last: its handler raises
+            signal.signal(number, before[number])
+    for number in came:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """A child forked here never sees Ctrl-C, and a daemonic process (a worker of a pool or a cluster) may fork it.
+
+    multiprocessing forbids those to have children, which would outlive them: ours do not.
+    """
+    config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    daemonic = config.pop("daemon", None)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if daemonic is not None:
+            config["daemon"] = daemonic
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Lava's own deprecations are not the user's business."""
-    with warnings.catch_warnings():
+    """For Lava's building, by one thread at a time. Its deprecations are not the user's business."""
+    with _BUILDING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
