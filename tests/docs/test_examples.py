@@ -39,10 +39,14 @@ def test_an_example_runs(name):
 
 @pytest.mark.lava
 def test_the_benchmark_prints_every_row_and_its_ratio():
-    made = run(str(ROOT / "benchmarks" / "lava_sim.py"), "--samples", "16", "--stock-samples", "2")
-    record = json.loads(made.splitlines()[-1])
-    assert [row["samples"] for row in record["rows"]] == [16, 2, 2, 2]
-    assert all(row["samples_per_second"] > 0 for row in record["rows"])
+    few = ("--samples", "16", "--stock-samples", "2", "--images", "3", "--stock-images", "1", "--steps", "2")
+    made = run(str(ROOT / "benchmarks" / "lava_sim.py"), *few)
+    dense, ring = json.loads(made.splitlines()[-1])["tables"]
+    assert [row["samples"] for row in dense["rows"]] == [16, 2, 2, 2]
+    assert [(row["samples"], row["batch"]) for row in ring["rows"]] == [(3, 64), (8, 1), (2, 1), (1, 1)]
+    assert all(row["samples_per_second"] > 0 for row in (*dense["rows"], *ring["rows"]))
+    assert ring["rows"][-1]["ratio_to_full_ring"] == ring["rows"][-2]["ratio_to_sparse_ring"] == 1
+    assert all(row["row"] in made for row in ring["rows"])
 
 
 def test_the_config_trains_and_its_run_deploys(tmp_path):
