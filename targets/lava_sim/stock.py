@@ -8,7 +8,7 @@ one tick takes DelayDense or DelaySparse; Lava has no Conv with a delay. What La
 - Weights beyond -128..127 (a pool behind a convolution adds several up) are split into digits: w = sum of d_k 128^k, each with the sign of w and below 128, one
   process a digit with 7 more of weight exponent for each, all into the same port. A chip's exponents end at 7; the simulation has no end.
 - Dense and Sparse add, shift and send in 32 bit. No digit's sum is larger than the whole's, so a bound on the whole is enough.
-- Conv has no exponent and cuts no weight, but what it sends wraps at 24 bit, and its sizes are held in 8 bit. Beyond either, a Sparse carries the convolution.
+- Conv has no exponent and cuts no weight, but what it sends wraps at 24 bit, and its kernel's sizes and groups are held in 8 bit. Beyond either, a Sparse carries the convolution.
 - Spikes of a process without message bits count as 0 and 1. Signed and graded ones need bits. Sparse always gets some: without, it picks columns anew at every tick,
   which takes many times as long as the product.
 
@@ -62,7 +62,7 @@ CONV_LIMIT = 2**23
 """Conv sends 24 bit."""
 
 SIZE_LIMIT = 127
-"""Conv keeps its sizes as int8, and computes with them."""
+"""Conv keeps kernel, stride, padding, dilation and groups as int8."""
 
 DELAY_LIMIT = 64
 """Ticks: 6 bits, and the tick that every connection takes."""
@@ -142,7 +142,7 @@ class Stock:
         shapes = self._shapes(synapse)
         weight, grid = self._graph.tensors[op.weight], Grid(op.stride, op.padding, op.dilation, op.groups)
         made = Convolution(weight, grid, shapes[place], shapes[place + 1])
-        if not _in_eight_bits(made) or (self._graph.integer and self._currents[synapse] >= CONV_LIMIT):
+        if not _fits_conv(made) or (self._graph.integer and self._currents[synapse] >= CONV_LIMIT):
             return None
         if self._graph.integer:
             return Convolution(np.left_shift(weight.astype(np.int32), op.exponent), grid, made.before, made.after)
@@ -220,14 +220,13 @@ class Stock:
         return f"{synapse.source} -> {synapse.target} ({self._phase.name})"
 
 
-def _in_eight_bits(made: Convolution) -> bool:
-    """Whether Lava's Conv computes the sizes of the images right, and makes all of them."""
+def _fits_conv(made: Convolution) -> bool:
+    """Whether Lava's Conv holds the sizes, and makes an image of the size that is wanted (an output padding can ask for another)."""
     stride, padding, dilation, groups = made.grid
     kernel = made.weight.shape[2:]
-    padded = [made.before[1 + i] + 2 * padding[i] for i in (0, 1)]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    sizes = tuple((padded[i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    return sizes == made.after[1:] and max(*padded, *spans, *stride, groups) <= SIZE_LIMIT
+    free = [made.before[1 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1 for i in (0, 1)]
+    sizes = tuple(free[i] // stride[i] + 1 for i in (0, 1))
+    return sizes == made.after[1:] and max(*kernel, *stride, *padding, *dilation, groups) <= SIZE_LIMIT
 
 
 def _largest_currents(graph: Graph, phase: Phase) -> dict[Synapse, int]:

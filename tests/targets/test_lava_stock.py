@@ -137,6 +137,8 @@ def test_each_operation_has_its_process(network_graph: Any) -> None:
     assert late["c readout"] == ["DelayDense"]
     assert kinds(pools)["b c"] == ["Sparse", "Sparse"]  # four 8-bit weights added up by the pool take two digits
     assert {process for several in kinds(strides, sparse=True).values() for process in several} == {"Sparse"}
+    graded = Retime("pipelined")(network_graph("strides", "saturating"))
+    assert kinds(graded)["input a"] == ["Sparse"]  # graded values times large weights pass the 24 bits of a Conv
 
 
 def _late(graph: Graph) -> Graph:
@@ -192,7 +194,7 @@ def test_eight_bits_are_one_digit() -> None:
     assert len(digits(np.zeros((2, 0)))) == 1
 
 
-def test_check_says_what_stock_synapses_cannot_carry(network_graph: Any, random_graph: Any) -> None:
+def test_check_says_what_stock_synapses_cannot_carry(network_graph: Any, random_graph: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("strides", "pools", "events", "single"):
         assert STOCK.check(Retime("exact")(network_graph(name, "extreme"))) == []
     problems = STOCK.check(Retime("exact")(network_graph("residual", "plain")))
@@ -210,6 +212,13 @@ def test_check_says_what_stock_synapses_cannot_carry(network_graph: Any, random_
     assert isinstance(op, Dense)
     wide = msgspec.structs.replace(graph, tensors=graph.tensors | {op.weight: graph.tensors[op.weight].astype(np.int64) * 10**8})
     assert "beyond the 32 bits" in STOCK.check(wide)[0]
+    monkeypatch.setattr("toolchain.targets.lava_sim.stock.MATRIX_LIMIT", 100)
+    problems = STOCK.check(Retime("exact")(network_graph("strides", "plain")))
+    assert "synapse 'c' -> 'a' in phase 'forward' is a matrix of up to 2,520 weights, too many" in problems[0]
+    assert not any("'a' -> 'b'" in problem for problem in problems)  # a convolution needs no matrix
+
+
+def test_one_sample_at_a_time() -> None:
     with pytest.raises(UsageError, match="use batch 1"):
         LavaSim(synapses="sparse", batch=2)
 
