@@ -35,6 +35,9 @@ from toolchain.versions import versions
 
 METRICS = "metrics.jsonl"
 WEIGHTS = ("float", "int8")
+FULL = 0.99
+"""Of a power of two: pixels have 255 levels and not 256, which must not cost their weights a bit."""
+
 EVALUATED = 512
 """Samples that are classified at a time."""
 
@@ -175,7 +178,7 @@ def learn(
 
     A name of the catalogue starts from random weights, drawn from `seed`, anything else from the weights it has (`learn.start` chooses). `weights`
     are "float" (targets lava-sim, reference, torch) or "int8" (lava-sim, reference, sim): mantissas of 8 bits, of biases 13, rounded at random, of
-    which no finer copy is kept. `settings` are `learn.NAME=VALUE`, see `Rule`. `output` names a folder that gets the learned network and metrics.jsonl. Raises UsageError for
+    which no finer copy is kept. `settings` are `learn.NAME=VALUE`, see `Rule`. `output` names a folder that gets the learned network and metrics.jsonl, after every epoch. Raises UsageError for
     a bad option, GraphError and DesignRuleError where the network cannot learn or does not fit.
     """
     rule = _rule(settings)
@@ -209,7 +212,7 @@ def learn(
     return Learned(
         model=source.name,
         target=target,
-        ran_on=target if chosen.name.startswith(target) else chosen.name,
+        ran_on=chosen.name,
         dataset=dataset,
         samples=len(train),
         epochs=epochs,
@@ -343,7 +346,7 @@ def in_integers(graph: Graph, reach: float) -> Graph:
     room: dict[str, Array] = {}
     for name in names:
         tensor = graph.tensors[name]
-        largest = max(reach * threshold, 1.5 * float(np.abs(tensor).max(initial=0)))
+        largest = FULL * max(reach * threshold, 1.5 * float(np.abs(tensor).max(initial=0)))
         stand_in = draw.uniform(-largest, largest, tensor.shape)
         stand_in.reshape(-1)[:1] = largest
         room[name] = stand_in
@@ -379,7 +382,9 @@ class _Lesson:
         return float(samples) if self.rule.scale_factor is None else self.rule.scale_factor
 
     def epochs(self, learner: Learner, train: data.Dataset, test: data.Dataset, epochs: int) -> Iterator[Epoch]:
-        yield Epoch(epoch=0, updates=0, test_accuracy=_accuracy(learner, test))
+        began = time.perf_counter()
+        before = _accuracy(learner, test)
+        yield Epoch(epoch=0, updates=0, test_accuracy=before, seconds=time.perf_counter() - began)
         for epoch in range(1, epochs + 1):
             began = time.perf_counter()
             order = order_of(len(train), self.seed, epoch)
@@ -531,7 +536,7 @@ class OnHost:
 
 
 def _write(folder: Path, stages: _Stages, graph: Graph, floats: Mapping[str, Array], note: str, curve: Sequence[Epoch]) -> None:
-    """The learned network as an artefact, and a line an epoch."""
+    """The learned network as an artefact, then a line an epoch: a run that is stopped keeps its last whole epoch."""
     notes = (*stages.adjoint.provenance.notes, note)
     folded = _with_provenance(plasticity.with_tensors(stages.adjoint, floats), notes=notes)
     if graph.integer:

@@ -85,7 +85,7 @@ class Plastic:
 
 
 def plastics(graph: Graph, *, hidden: bool = True, readout: bool = True) -> tuple[Plastic, ...]:
-    """Every weight and bias of a graph in hardware time that learns: those of the couples and relays, of the readout, or both.
+    """Every weight and bias of a graph in hardware time that learns: those of the couples and relays, of the readout, or both. Pools stay as they are.
 
     GraphError where the host applies a connection, where one has no weight or more than one, or where the feedback phase has integers of its own.
     """
@@ -104,7 +104,7 @@ def plastics(graph: Graph, *, hidden: bool = True, readout: bool = True) -> tupl
         )
     found: list[Plastic] = []
     for synapse in forward.synapses:
-        if readout if synapse.target in outputs else hidden:
+        if (readout if synapse.target in outputs else hidden) and not _fixed(synapse):
             found.append(_of_synapse(graph, synapse, len(found)))
     for name, biases in forward.bias.items():
         if readout if name in outputs else hidden:
@@ -145,6 +145,12 @@ def _of_bias(graph: Graph, name: str, tensor: str, number: int) -> Plastic:
     post_leak = _post_leak(graph, target)
     worth = share * _post_worth(graph, target, post_leak) / step
     return Plastic(number, tensor, None, name, (), BIASES if on_chip else None, worth, step, 1.0, post_leak, taught)
+
+
+def _fixed(synapse: Synapse) -> bool:
+    """A pool or another connection that has only the factors which folding gave it."""
+    weighted = [op for op in synapse.ops if weight_of(op) is not None]
+    return bool(weighted) and all(isinstance(op, Scale) for op in weighted)
 
 
 def _the_weight(synapse: Synapse) -> str:
