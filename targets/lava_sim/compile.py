@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ class Run:
         self._slots = self._affordable_slots()
         self._latch = Latch()
         used = [p for p in graph.populations if any(p.name in phase.order for phase in self._phases.values())]
-        self._board = Board(len(used))
+        self._board = Board(self._lines(used))
         self._parts = {population.name: self._part(population, i) for i, population in enumerate(used)}
         tag = "fixed_pt" if graph.integer else "floating_pt"
         with quiet():
@@ -80,6 +81,10 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _lines(self, used: Sequence[Population]) -> int:
+        """How many processes report their ticks."""
+        return len(used)
 
     def _phase(self, name: str) -> Phase:
         phase = self.graph.phase(name)
@@ -216,7 +221,14 @@ class Run:
         from toolchain.targets.lava_sim.processes.synapse import Synapse as SynapseProcess
 
         composition = Composition(self.graph, synapse)
-        return SynapseProcess(composition=composition, batch=self._batch, delay=synapse.delay, name=_name(phase, synapse))
+        return SynapseProcess(
+            composition=composition,
+            board=self._board,
+            phase=phase.name,
+            batch=self._batch,
+            delay=synapse.delay,
+            name=_name(phase, synapse),
+        )
 
 
 def idle_ticks(phase: Phase) -> int:

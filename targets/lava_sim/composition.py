@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ from toolchain.ir import (
     weight_of,
 )
 
+if TYPE_CHECKING:
+    from toolchain.targets.lava_sim.channel import SendPort
+
 Operation = Callable[[Array], Array]
 
 ROWS = 2**20
@@ -46,6 +50,7 @@ class Composition:
         source, target = graph.population(synapse.source).shape, graph.population(synapse.target).shape
         shapes = shapes_along(synapse.ops, source, target, graph.tensors)
         self.dtype = exact_type(graph, synapse)
+        self.message = message_type(graph, synapse)
         self.inputs, self.outputs = prod(source), prod(target)
         self._entry = entry_shape(synapse.ops, source, target, graph.tensors)
         steps = [(op, made) for op, made in zip(synapse.ops, shapes, strict=True) if not isinstance(op, Identity)]
@@ -53,14 +58,26 @@ class Composition:
         self._dense = len(steps) == 1 and isinstance(steps[0][0], Dense)
 
     def __call__(self, spikes: Array) -> Array:
+        """The currents (batch, target neurons) of `spikes` (batch, source neurons)."""
+        made = np.empty((len(spikes), self.outputs), self.message)
+        self._fill(made, spikes)
+        return made
+
+    def into(self, spikes: Array, out: SendPort) -> None:
+        """Make them the next message of a port."""
+        self._fill(out.room(self.message), spikes)
+
+    def _fill(self, currents: Array, spikes: Array) -> None:
         if self._dense:
-            return self._through(spikes)
+            currents[...] = self._through(spikes)
+            return
         active = spikes.any(axis=1)
         if active.all():
-            return self._through(spikes)
-        made = np.zeros((len(spikes), self.outputs), self.dtype)
-        made[active] = self._through(spikes[active])
-        return made
+            currents[...] = self._through(spikes)
+            return
+        currents[...] = 0
+        if active.any():
+            currents[active] = self._through(spikes[active])
 
     def _through(self, spikes: Array) -> Array:
         made = spikes.astype(self.dtype).reshape(-1, *self._entry)
@@ -75,6 +92,14 @@ def exact_type(graph: Graph, synapse: Synapse) -> npt.DTypeLike:
     An exponent multiplies weights by a power of two, which rounds nothing. Float graphs take float64.
     """
     return np.float32 if graph.integer and largest_product(graph, synapse)[0] < EXACT_FLOAT32 else np.float64
+
+
+def message_type(graph: Graph, synapse: Synapse) -> npt.DTypeLike:
+    """The narrowest type that holds every current this synapse can deliver."""
+    if not graph.integer:
+        return np.float64
+    largest = largest_product(graph, synapse)[1]
+    return next(kind for kind in (np.int16, np.int32, np.int64) if largest <= np.iinfo(kind).max)
 
 
 def _final(graph: Graph, op: Op, dtype: npt.DTypeLike) -> Array:

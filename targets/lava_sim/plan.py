@@ -7,12 +7,14 @@ Var is read or written while a network runs (Lava moves those one element at a t
 from __future__ import annotations
 
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.ir import Array, Dynamics, Phase
+from toolchain.ir import Array, Dynamics, Graph, Phase, Synapse
+from toolchain.plasticity import Plastic
 
 PHASES = ("forward", "feedback")
 
@@ -92,6 +94,65 @@ class Role:
         return self.phase.step_at(self.name, tick)
 
 
+class Lesson:
+    """What the host says before a feedback phase that ends in an update: whether one does, its number, and each tensor's rate."""
+
+    def __init__(self, plastics: int, seed: int) -> None:
+        self.seed = seed
+        self._command = shared((2,), np.int64)
+        self._rates = shared((max(1, plastics),), np.float64)
+
+    def give(self, update: int, rates: Mapping[int, float]) -> None:
+        """`rates` by the tensors' numbers."""
+        for number, rate in rates.items():
+            self._rates[number] = rate
+        self._command[:] = 1, update
+
+    def end(self) -> None:
+        """Feedback phases change nothing from now on."""
+        self._command[0] = 0
+
+    def on(self) -> bool:
+        return bool(self._command[0])
+
+    def read(self, number: int) -> tuple[int, float]:
+        """The update's number, and the rate of a tensor."""
+        return int(self._command[1]), float(self._rates[number])
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A tensor that its process changes and the host only reads: `values` is shared memory of the tensor's shape, int64 or float64."""
+
+    plastic: Plastic
+    lesson: Lesson
+    values: Array
+
+
+@dataclass(frozen=True)
+class PlasticPart:
+    """Everything a synapse process that learns needs: its line on the board and the phases' lengths in ticks, the forward synapse and its adjoint (None where
+    nothing flows back), and what it learns (None: it stays as it is)."""
+
+    board: Board
+    line: int
+    ticks: tuple[int, ...]
+    graph: Graph
+    forward: Synapse
+    backward: Synapse | None
+    learned: Learned | None
+    batch: int
+
+
+@dataclass(frozen=True)
+class LearnedBias:
+    """A bias that its population learns: the tensor, the current it injects, (1, neurons), which `Role.bias` holds as well, and its exponent."""
+
+    learned: Learned
+    current: Array
+    exponent: int
+
+
 @dataclass(frozen=True)
 class Part:
     """Everything a population process needs: its place on the board, its number of neurons, and a role for each phase (None: it only listens).
@@ -106,3 +167,7 @@ class Part:
     ticks: tuple[int, ...]
     roles: tuple[Role | None, ...]
     latches: bool
+    biases: tuple[LearnedBias, ...] = ()
+    message: Array | None = None
+    """Of a readout that is taught: shared memory (batch, neurons) for the output error"""
+    lesson: Lesson | None = None

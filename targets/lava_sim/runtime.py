@@ -174,6 +174,10 @@ def _compiled(processes: list[AbstractProcess], tag: str) -> Any:
     from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.magma.runtime.message_infrastructure.multiprocessing import MultiProcessing, SystemProcess
     from lava.magma.runtime.runtime import Runtime
+    from lava.magma.runtime.runtime_services.runtime_service import AsyncPyRuntimeService
+
+    from toolchain.targets.lava_sim.channel import LightBuilder
+    from toolchain.targets.lava_sim.pace import OwnPace
 
     class Infrastructure(MultiProcessing):  # type: ignore[misc]  # Lava carries no types
         """Lava's processes with our memory and our first and last words in each child."""
@@ -223,6 +227,13 @@ def _compiled(processes: list[AbstractProcess], tag: str) -> Any:
     executable = processes[0].compile(Loihi2SimCfg(select_tag=tag))
     position = {id(process): i for i, process in enumerate(processes)}
     executable.channel_builders.sort(key=lambda channel: position[id(channel.src_process)])  # float sums in the same order in every run
+    free = all(issubclass(builder.proc_model, OwnPace) for builder in executable.proc_builders.values())
+    for channel in executable.channel_builders:  # those of the host and the service, which they use once a run, stay Lava's own
+        channel.__class__ = LightBuilder
+        channel.rests = free
+    if free:
+        for service in executable.runtime_service_builders.values():
+            service.rs_class = AsyncPyRuntimeService
     runtime = OwnRuntime(executable)
     executable.assign_runtime_to_all_processes(runtime)
     return runtime

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lava.magma.core.model.py.model import PyLoihiProcessModel
-
+from toolchain.targets.lava_sim.pace import OwnPace
 from toolchain.targets.lava_sim.plan import PHASES, Board
 
 FORWARD, FEEDBACK = (PHASES.index(name) for name in ("forward", "feedback"))
 
 
-class ClockedModel(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries no types
+class ClockedModel(OwnPace):
     """Counts its own ticks on line `line` of the board, and changes sample and phase by itself; `lengths` are the ticks of each phase of `PHASES`."""
 
     def __init__(self, proc_params: Any, board: Board, line: int, lengths: tuple[int, ...]) -> None:

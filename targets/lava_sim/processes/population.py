@@ -5,7 +5,10 @@ from __future__ import annotations
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
 
-from toolchain.targets.lava_sim.plan import Part
+from toolchain.targets.lava_sim.plan import PHASES, Part
+
+SENDS = {"s_out": PHASES.index("forward"), "b_out": PHASES.index("feedback")}
+"""The phase in which each output port has something to say."""
 
 
 class Couple(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
@@ -26,6 +29,7 @@ class Couple(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
         self.a_in = InPort(shape=port_shape)
         self.s_out = OutPort(shape=port_shape)
         self.b_out = OutPort(shape=port_shape)
+        self.sends = SENDS
 
 
 class Relay(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
@@ -39,6 +43,7 @@ class Relay(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
         self.a_in = InPort(shape=port_shape)
         self.s_out = OutPort(shape=port_shape)
         self.b_out = OutPort(shape=port_shape)
+        self.sends = SENDS
 
 
 class Readout(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
@@ -49,9 +54,20 @@ class Readout(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
         self.a_in = InPort(shape=port_shape)
 
 
+class TaughtReadout(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
+    """A readout whose weights learn: besides, on the first tick of a feedback phase with an update it sends the output error, a graded message, by `b_out`."""
+
+    def __init__(self, *, part: Part, port_shape: tuple[int, ...], name: str) -> None:
+        super().__init__(part=part, port_shape=port_shape, name=name)
+        self.a_in = InPort(shape=port_shape)
+        self.b_out = OutPort(shape=port_shape)
+        self.sends = SENDS
+
+
 class Input(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
     """The input as graded spikes: on its own ticks of the forward phase it emits the sample's values (of events those of the step), on all others zeros."""
 
     def __init__(self, *, part: Part, port_shape: tuple[int, ...], name: str) -> None:
         super().__init__(part=part, port_shape=port_shape, name=name)
         self.s_out = OutPort(shape=port_shape)
+        self.sends = SENDS

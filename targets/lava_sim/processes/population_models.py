@@ -11,11 +11,11 @@ from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from toolchain import fixed
+from toolchain import fixed, plasticity
 from toolchain.ir import Array
-from toolchain.targets.lava_sim.plan import Part, Record, Role
-from toolchain.targets.lava_sim.processes.clock import FORWARD, ClockedModel
-from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout, Relay
+from toolchain.targets.lava_sim.plan import LearnedBias, Part, Record, Role
+from toolchain.targets.lava_sim.processes.clock import FEEDBACK, FORWARD, ClockedModel
+from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout, Relay, TaughtReadout
 
 
 class _PopulationModel(ClockedModel):
@@ -39,8 +39,7 @@ class _Integrating(_PopulationModel):
         wide = np.int64 if self.part.integer else np.float64
         self.waiting: Array = np.zeros(self.part.shape, wide)
         self.potential: Array = np.zeros(self.part.shape, wide)
-        self.silence = np.zeros(self.port_shape, np.int8)
-        self.spikes: Array = self.silence
+        self.spikes: Array | None = None
         self.masks: dict[int, Array] = {}
         self.mask: Array | None = None
 
@@ -59,17 +58,20 @@ class _Integrating(_PopulationModel):
     def _collect(self) -> None:
         """Add what arrives to the waiting current; on the first tick it still belongs to the phase before and is dropped."""
         keep = self.role is not None and self.tick > 0
-        for port in self.a_in.csp_ports:
-            current = self.a_in._transformer.transform(port.recv(), port)  # as the connection says: Lava's Conv has channels last
-            if keep:
-                self.waiting += current.reshape(self.part.shape)
+        for port in self.arriving(self.a_in):
+            current = port.take()
+            if keep and current is not None:
+                self.waiting += self.a_in._transformer.transform(current, port).reshape(
+                    self.part.shape
+                )  # as the connection says: Lava's Conv has channels last
+            port.done()
 
     def _advance(self) -> None:
         if self.tick == 0:
             self.waiting[...] = 0
         self._collect()
         step = None if self.role is None else self.role.step_at(self.tick)
-        self.spikes = self.silence
+        self.spikes = None
         if self.role is not None and self.role.record is not None and step is not None:
             self._step(self.role, self.role.record, step)
         self._emit()
@@ -100,7 +102,7 @@ class _Integrating(_PopulationModel):
         if role.dynamics.leak != 1:
             record.traces[self.slot] = record.traces[self.slot] * role.dynamics.leak + spikes
         gated = spikes if self.mask is None else spikes * self.mask
-        self.spikes = gated.reshape(self.port_shape)
+        self.spikes = gated if gated.any() else None
 
     def _end_sample(self) -> None:
         if self.role is None or self.role.record is None or self.role.dynamics is None:
@@ -114,6 +116,21 @@ class _Integrating(_PopulationModel):
             record.activity[self.slot] = counts
         if self.part.latches and self.current == FORWARD:
             self.masks[self.batch] = (counts > 0) & (counts < self.role.phase.time_steps)
+        if self.current == FEEDBACK:
+            for bias in self.part.biases:
+                self._learn(bias, record)
+
+    def _learn(self, bias: LearnedBias, record: Record) -> None:
+        """Change a bias by what the feedback phase has brought, where the host has ordered an update."""
+        plastic, lesson, values = bias.learned.plastic, bias.learned.lesson, bias.learned.values
+        if not lesson.on():
+            return
+        update, rate = lesson.read(plastic.number)
+        trace = plasticity.whole(record.traces[self.slot], plastic.post_leak, integer=self.part.integer)
+        product = (trace if self.mask is None else trace * self.mask).sum(axis=0)
+        values[...] = plasticity.changed(plastic, values, product.reshape(values.shape), rate, lesson.seed, update)
+        flat = values.reshape(bias.current.shape)
+        bias.current[...] = flat << bias.exponent if self.part.integer else flat
 
     def _emit(self) -> None:
         pass
@@ -122,22 +139,27 @@ class _Integrating(_PopulationModel):
 class _SendingModel(_Integrating):
     def _emit(self) -> None:
         forward = self.current == FORWARD
-        self.s_out.send(self.spikes if forward else self.silence)
-        self.b_out.send(self.silence if forward else self.spikes)
+        self.send(self.s_out, self.spikes if forward else None)
+        self.send(self.b_out, None if forward else self.spikes)
+
+
+class _TaughtModel(_Integrating):
+    """A readout that passes the output error on to its weights."""
+
+    def _emit(self) -> None:
+        lesson, message = self.part.lesson, self.part.message
+        says = self.current == FEEDBACK and self.tick == 0 and lesson is not None and message is not None and lesson.on()
+        self.send(self.b_out, message if says else None)
 
 
 class _InputModel(_PopulationModel):
-    def __init__(self, proc_params: Any) -> None:
-        super().__init__(proc_params)
-        self.silence = np.zeros(self.port_shape)
-
     def _advance(self) -> None:
         step = None if self.role is None else self.role.step_at(self.tick)
         if self.role is None or self.role.drive is None or step is None:
-            self.s_out.send(self.silence)
+            self.send(self.s_out, None)
             return
         sample = self.role.drive[self.slot]
-        self.s_out.send((sample[step] if self.role.events else sample).reshape(self.port_shape))
+        self.send(self.s_out, sample[step] if self.role.events else sample)
 
 
 @implements(proc=Couple, protocol=LoihiProtocol)
@@ -188,6 +210,22 @@ class ReadoutFixed(_Integrating):
 @tag("floating_pt")
 class ReadoutFloat(_Integrating):
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+
+
+@implements(proc=TaughtReadout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class TaughtReadoutFixed(_TaughtModel):
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int64, precision=24)
+    b_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+
+
+@implements(proc=TaughtReadout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class TaughtReadoutFloat(_TaughtModel):
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    b_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
 
 
 @implements(proc=Input, protocol=LoihiProtocol)

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
-from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from toolchain.ir import Array
 from toolchain.targets.lava_sim.composition import Composition
+from toolchain.targets.lava_sim.pace import OwnPace
+from toolchain.targets.lava_sim.plan import PHASES, Board
 from toolchain.targets.lava_sim.processes.synapse import Synapse
 
 
-class _SynapseModel(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries no types
-    """Sends what left the source `delay` ticks ago, then takes in what leaves it now; silence costs no product."""
+class _SynapseModel(OwnPace):
+    """Sends what left the source `delay` ticks ago, then takes in what leaves it now; silence costs nothing."""
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
         self.composition: Composition = proc_params["composition"]
-        self.silence = np.zeros((proc_params["batch"], self.composition.outputs), self.composition.dtype)
-        self.flight: deque[Array] = deque([self.silence] * proc_params["delay"])
+        self.board: Board = proc_params["board"]
+        self.own_phase = PHASES.index(proc_params["phase"])
+        self.delay: int = proc_params["delay"]
+        self.ahead = 0
+        self.current = self.own_phase
+
+    def takes_part(self) -> bool:
+        return self.board.read()[0] == self.own_phase
 
     def run_spk(self) -> None:
-        self.a_out.send(self.flight.popleft())
-        spikes = self.s_in.csp_ports[0].recv()
-        self.flight.append(self.composition(spikes) if spikes.any() else self.silence)
+        (out,), (into,) = self.a_out.csp_ports, self.s_in.csp_ports
+        while self.ahead < self.delay:  # before the first tick
+            out.silence()
+            self.ahead += 1
+        out.post()
+        spikes = into.take()
+        if spikes is None:
+            out.silence()
+        else:
+            self.composition.into(spikes, out)
+        into.done()
 
 
 @implements(proc=Synapse, protocol=LoihiProtocol)
