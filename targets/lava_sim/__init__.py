@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +17,9 @@ from toolchain.passes import FLOAT_PIPELINE, LOIHI_PIPELINE, Pipeline
 from toolchain.targets.lava_sim.stock import Stock
 
 if TYPE_CHECKING:
+    from toolchain.plasticity import Plastic
     from toolchain.targets.lava_sim.compile import Run
+    from toolchain.targets.lava_sim.learning import LearningRun
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,21 @@ class LavaSim:
         from toolchain.targets.lava_sim.compile import Run
 
         return Run(graph, self)
+
+    def learner(self, graph: Graph, plastics: Sequence[Plastic], *, batch: int, seed: int) -> LearningRun:
+        """A network that learns, started: up to `batch` samples at a time, random numbers from `seed`. Errors as of `compile`."""
+        missing = self.available()
+        if missing is not None:
+            raise UsageError(missing)
+        if self.synapses != "own":
+            raise UsageError("Lava's stock synapses do not learn by this rule: use synapses own")
+        problems = self.check(graph)
+        if problems:
+            raise DesignRuleError("; ".join(problems))
+        _allow_fork()
+        from toolchain.targets.lava_sim.learning import LearningRun
+
+        return LearningRun(graph, replace(self, batch=batch, phases=None), plastics, seed)
 
     def _option_problems(self, graph: Graph) -> list[str]:
         problems = [
