@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import mmap
 import multiprocessing
 import os
@@ -326,10 +327,18 @@ def _forking() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """For Lava's building, by one thread at a time. Its deprecations are not the user's business."""
+    """For Lava's building, by one thread at a time. Its deprecations are not the user's business, nor are the handlers that each of its processes adds to
+    the root logger: every message of the program would be printed once more for each."""
     with _BUILDING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        loggers = logging.getLogger(), logging.getLogger("lava.magma.compiler.compiler")
+        before = [list(logger.handlers) for logger in loggers]
+        try:
+            yield
+        finally:
+            for logger, handlers in zip(loggers, before, strict=True):
+                for handler in [handler for handler in logger.handlers if handler not in handlers]:
+                    logger.removeHandler(handler)
 
 
 def one_blas_thread() -> None:
