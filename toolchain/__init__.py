@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from toolchain.compiler import compile as compile
     from toolchain.deploy import deploy as deploy
     from toolchain.doctor import doctor as doctor
+    from toolchain.exchange import export as export
     from toolchain.feedback import feedback as feedback
     from toolchain.inspection import inspect as inspect
     from toolchain.learn import learn as learn
@@ -36,6 +37,7 @@ _HOME = {
     "compile": "toolchain.compiler",
     "deploy": "toolchain.deploy",
     "doctor": "toolchain.doctor",
+    "export": "toolchain.exchange",
     "feedback": "toolchain.feedback",
     "inspect": "toolchain.inspection",
     "learn": "toolchain.learn",

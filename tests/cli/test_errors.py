@@ -22,7 +22,7 @@ REFUSED = [
     ("deploy mnist-fc --target sim --jobs 2", "--jobs"),
     ("deploy mnist-fc --target sim --scheduler localhost:8786", "--scheduler"),
     ("deploy mnist-fc --target sim --resume", "--resume"),
-    *[(f"{verb} mnist-fc --any thing", verb) for verb in ("learn", "estimate", "export", "import")],
+    *[(f"{verb} mnist-fc --any thing", verb) for verb in ("learn", "estimate", "import")],
 ]
 
 USAGE = [

@@ -36,7 +36,7 @@ RANKS = [
     {"deploy"},
     {"feedback", "learn"},
     {"comparison", "report"},
-    {"compare", "verify", "tune"},
+    {"compare", "verify", "tune", "exchange"},
     {"doctor"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,161 @@
+"""Networks in the formats of other libraries: `export` writes what a format carries, and says and measures what it loses. docs/exchange.md has the formats."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain import codec, data
+from toolchain.deploy import CHUNK, deploy, sample_shape
+from toolchain.errors import UsageError, unknown
+from toolchain.exchange import lava_dl, netx
+from toolchain.files import ready_folder, replace_file
+from toolchain.progress import track
+from toolchain.source import Model, find
+from toolchain.versions import installed, versions
+
+FORMATS = ("netx", "nir", "onnx")
+LATER = ("nir", "onnx")
+"""Formats of a later version."""
+
+SAMPLES = 200
+"""Samples that say how good an approximation is, where nobody says how many: Lava's stock processes take one at a time."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote: what the file lost, and on `samples` samples its accuracy beside that of the exact graph (fractions of 1).
+
+    `accuracy` is that of the file, read by lava-dl and run in Lava; `exact_accuracy` that of the integer graph of `deploy --target sim` with its defaults; `agreement` how
+    many answers are the same. `blocks` are the file's, with their types, shapes and thresholds.
+    """
+
+    model: str
+    format: str
+    output: str
+    bytes: int
+    approximation: str
+    lost: tuple[str, ...]
+    blocks: tuple[dict[str, Any], ...]
+    time_steps: int
+    input_levels: int
+    input_message_bits: int
+    dataset: str
+    samples: int
+    correct: int
+    accuracy: float
+    exact_correct: int
+    exact_accuracy: float
+    agreement: float
+    versions: dict[str, str]
+    predictions: npt.NDArray[np.int64] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "predictions"}
+
+    def to_text(self) -> str:
+        rows = [f"{block['type']} {'x'.join(map(str, block['shape']))}" for block in self.blocks]
+        here = f"{100 * self.accuracy:.2f} % ({self.correct:,}) of the file, read by lava-dl and run in Lava"
+        exact = f"{100 * self.exact_accuracy:.2f} % ({self.exact_correct:,}) of the exact graph"
+        how = f"input_message_bits={self.input_message_bits}, reset_interval={self.time_steps}, reset_offset={netx.RESET_OFFSET}"
+        return "\n".join(
+            [
+                f"{self.model} as {self.format}, a {self.approximation}: {', '.join(rows)}, T {self.time_steps}",
+                "lost:",
+                *(f"- {sentence}" for sentence in self.lost),
+                f"accuracy on the first {self.samples:,} samples of {self.dataset}: {here}; {exact}; the same answer on {100 * self.agreement:.2f} %",
+                f"wrote {self.output} ({self.bytes:,} bytes); lava-dl reads it with {how}",
+            ]
+        )
+
+
+def export(
+    model: Model,
+    *,
+    format: str,
+    output: str | os.PathLike[str],
+    approximate: bool = False,
+    dataset: str = "mnist-1k",
+    samples: int = SAMPLES,
+    data_dir: str | Path | None = None,
+) -> Exported:
+    """Write `model` to the file `output` in another library's format; of `netx`, run the file in Lava on the first `samples` test samples of `dataset`.
+
+    netx neurons are reset to zero, so its files are approximations: without `approximate` nothing is written, and the error says what would be lost. DesignRuleError, with every reason,
+    where the format cannot carry the network at all; UsageError for a bad option, or where lava-dl is missing.
+    """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if format in LATER:
+        raise UsageError(f"export to {format} is not part of this version of the toolchain: choose netx")
+    path = Path(output)
+    if path.name in ("", ".", "..") or path.is_dir():
+        raise UsageError(f"'{path}' is no file name: give -o FILE.net")
+    source = find(model)
+    made = netx.chain(source)
+    if not approximate:
+        raise UsageError(
+            f"netx cannot carry '{source.name}' exactly: add --approximate to write a {netx.HARD_RESET}, which loses\n- "
+            + "\n- ".join(made.lost)
+        )
+    missing = lava_dl.missing()
+    if missing is not None:
+        raise UsageError(missing)
+    time_steps, size = sample_shape(source, dataset)
+    loaded = data.load(dataset, samples=samples, data_dir=data_dir, time_steps=time_steps, image_size=size)
+    codec.check_inputs(made.graph, loaded.images[:1])
+    ready_folder(path.parent)
+    written = netx.encoded(made)
+    exact = deploy(model, target="sim", dataset=dataset, samples=samples, data_dir=data_dir)
+    with tempfile.TemporaryDirectory() as folder:  # nothing is left behind where the run fails
+        tried = Path(folder) / "network.net"
+        tried.write_bytes(written)
+        predicted = answers(tried, made, loaded.images)
+    replace_file(path, written)
+    correct = int((predicted == loaded.labels).sum())
+    return Exported(
+        model=source.name,
+        format=format,
+        output=str(path),
+        bytes=len(written),
+        approximation=netx.HARD_RESET,
+        lost=made.lost,
+        blocks=tuple(_told(block) for block in made.blocks),
+        time_steps=made.time_steps,
+        input_levels=made.levels,
+        input_message_bits=made.message_bits,
+        dataset=loaded.name,
+        samples=samples,
+        correct=correct,
+        accuracy=correct / samples,
+        exact_correct=exact.correct,
+        exact_accuracy=exact.accuracy,
+        agreement=float((predicted == exact.predictions).mean()),
+        versions=versions() | {name: installed(name) or "not installed" for name in ("lava-dl", "h5py")},
+        predictions=predicted,
+    )
+
+
+def answers(path: Path, made: netx.Chain, images: data.Images) -> npt.NDArray[np.int64]:
+    """The class of each image, (samples,): the largest potential of the last block of the file at `path`, which lava-dl reads and Lava runs."""
+    events = made.graph.of_kind("input")[0].events
+    with lava_dl.Reading(path, time_steps=made.time_steps, message_bits=made.message_bits, events=events) as reading:
+        parts = (made.frames(np.asarray(images[first : first + CHUNK])) for first in range(0, len(images), CHUNK))
+        potentials = (row for part in parts for row in reading.samples(part))
+        return np.array([row.argmax() for row in track(potentials, "netx in Lava", total=len(images))], np.int64)
+
+
+def _told(block: netx.Block) -> dict[str, Any]:
+    return {
+        "population": block.population,
+        "type": block.type,
+        "shape": list(block.shape),
+        "vThMant": block.threshold,
+        "vDecay": block.decay,
+    }
