@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,13 +47,15 @@ class Rule:
     """What `--set learn.NAME=VALUE` sets.
 
     lr             learning rate of every connection: gradient descent without momentum
+    schedule       "cosine": from lr down to 0 over the whole run, "constant": lr throughout
     readout_lr     that of the readout; None: the same
     scale_factor   what the loss is multiplied by in the feedback phase; None: the number of samples in a batch
     reach          largest weight in thresholds that 8-bit mantissas make room for, if the first weights are not larger
     start          where weights come from: "random" (drawn from the seed), "model" (those it has), None: random for a name of the catalogue
     """
 
-    lr: float = 0.1
+    lr: float = 1.0
+    schedule: str = "cosine"
     readout_lr: float | None = None
     scale_factor: float | None = None
     reach: float = 2.0
@@ -95,6 +97,7 @@ class Learned:
     learned: str
     start: str
     lr: float
+    schedule: str
     scale_factor: float
     updates: int
     test_samples: int
@@ -115,7 +118,7 @@ class Learned:
         where = self.target if self.target == self.ran_on else f"{self.target} (ran on {self.ran_on})"
         began = (
             f"{self.model} learned {self.learned} on {where} from {self.start} weights, {self.weights} weights, {self.samples:,} {self.dataset} samples, "
-            f"{self.epochs} epochs of batches of {self.batch} (seed {self.seed}, lr {self.lr:g}, scale factor {self.scale_factor:g})"
+            f"{self.epochs} epochs of batches of {self.batch} (seed {self.seed}, lr {self.lr:g} {self.schedule}, scale factor {self.scale_factor:g})"
         )
         ended = (
             f"{100 * self.test_accuracy:.2f} % of {self.test_samples:,} test samples after {self.updates:,} updates; {self.seconds:.1f} s, "
@@ -222,6 +225,7 @@ def learn(
         learned="the readout" if readout_only else "the hidden connections" if hidden_only else "all connections",
         start=start,
         lr=rule.lr,
+        schedule=rule.schedule,
         scale_factor=lesson.scale_factor(batch),
         updates=lesson.updates,
         test_samples=len(test),
@@ -244,11 +248,11 @@ def _rule(settings: Sequence[str]) -> Rule:
         if section != "learn" or key not in Rule.__dataclass_fields__:
             raise unknown("setting", name, [f"learn.{known}" for known in Rule.__dataclass_fields__])
         wanted[key] = value
-    start = wanted.get("start")
-    if start not in (None, "random", "model"):
-        raise unknown("learn.start", str(start), ("random", "model"))
+    for key, known in (("start", ("random", "model")), ("schedule", ("cosine", "constant"))):
+        if key in wanted and wanted[key] not in known:
+            raise unknown(f"learn.{key}", str(wanted[key]), known)
     for key, value in wanted.items():
-        if key != "start":
+        if key not in ("start", "schedule"):
             wanted[key] = _positive(f"learn.{key}", value)
     return Rule(**wanted)
 
@@ -377,11 +381,14 @@ class _Lesson:
     def __init__(self, rule: Rule, plastics: Sequence[Plastic], batch: int, seed: int) -> None:
         self.rule, self.plastics, self.batch, self.seed = rule, plastics, batch, seed
         self.updates = 0
+        self.planned = 0
+        """Updates of the whole run"""
 
     def scale_factor(self, samples: int) -> float:
         return float(samples) if self.rule.scale_factor is None else self.rule.scale_factor
 
     def epochs(self, learner: Learner, train: data.Dataset, test: data.Dataset, epochs: int) -> Iterator[Epoch]:
+        self.planned = epochs * -(-len(train) // self.batch)
         began = time.perf_counter()
         before = _accuracy(learner, test)
         yield Epoch(epoch=0, updates=0, test_accuracy=before, seconds=time.perf_counter() - began)
@@ -404,7 +411,8 @@ class _Lesson:
         scores = codec.logits(graph, forward)
         error = codec.output_error(graph, forward, labels, gain)
         message = plasticity.error_message(graph, forward, labels)
-        rates = {p.number: plasticity.rate(p, self._lr(p), gain, samples) for p in self.plastics}
+        share = samples / self.batch * self._decayed()  # what is left over from full batches moves the weights as little as it is
+        rates = {p.number: plasticity.rate(p, share * self._lr(p), gain, samples) for p in self.plastics}
         back = learner.update(error, message, {p.number: rates[p.number] for p in self.plastics if not p.on_host}, self.updates)
         on_host = [p for p in self.plastics if p.on_host]
         learner.set_bias(
@@ -426,6 +434,10 @@ class _Lesson:
             raise ToolchainError(f"the loss is {loss} at update {self.updates}: lower learn.lr (it is {self.rule.lr:g})")
         return {"loss": loss, "accuracy": float((scores.argmax(axis=1) == labels).mean()), **_seen(graph, forward, back)}
 
+    def _decayed(self) -> float:
+        """What is left of the learning rate at this update."""
+        return decayed(self.rule.schedule, self.updates, self.planned)
+
     def _lr(self, plastic: Plastic) -> float:
         return self.rule.lr if self.rule.readout_lr is None or not plastic.taught else self.rule.readout_lr
 
@@ -438,6 +450,11 @@ class _Lesson:
 def order_of(samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """The order in which an epoch, from 1, takes its samples."""
     return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+def decayed(schedule: str, update: int, updates: int) -> float:
+    """The share of the learning rate that update number `update`, from 0, of `updates` has."""
+    return 1.0 if schedule == "constant" else (1 + cos(pi * update / updates)) / 2
 
 
 def _seen(graph: Graph, forward: Result, back: Result) -> dict[str, float]:

@@ -97,7 +97,7 @@ def test_the_rule_is_spides_training_by_gradient_descent() -> None:
     """The module trained by `toolchain.methods.spide`, samples in the same order, plain steps of -lr times the gradient."""
     module, batch, lr = small().double(), 16, 0.5
     train = data.load("digits", split="train", samples=40)
-    found = learned("torch", small(), weights="float", settings=[f"learn.lr={lr}"], epochs=2)
+    found = learned("torch", small(), weights="float", settings=[f"learn.lr={lr}", "learn.schedule=constant"], epochs=2)
     for epoch in (1, 2):
         order = order_of(len(train), 0, epoch)
         for first in range(0, len(train), batch):
@@ -107,7 +107,7 @@ def test_the_rule_is_spides_training_by_gradient_descent() -> None:
             with torch.no_grad():
                 for name, parameter in module.named_parameters():
                     if name in gradients:
-                        parameter -= lr * gradients[name] / len(rows)  # SPIDE leaves the scale factor in
+                        parameter -= lr * len(rows) / batch * gradients[name] / len(rows)  # SPIDE leaves the scale factor in
     compared = 0
     for name, parameter in module.named_parameters():
         np.testing.assert_allclose(found.tensors[name], parameter.detach().numpy(), rtol=0, atol=1e-9, err_msg=name)
