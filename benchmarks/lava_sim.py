@@ -137,8 +137,8 @@ def ring_table(asked: argparse.Namespace) -> dict[str, Any]:
             f"{t.row.samples:,}",
             f"{m['ms_a_step']:.2f}",
             f"{t.speed:,.2f}",
-            f"{m['ratio_to_full_ring']:.1f}",
-            f"{m['ratio_to_sparse_ring']:.1f}",
+            f"{m['ratio_to_full_ring']:.3g}",
+            f"{m['ratio_to_sparse_ring']:.3g}",
         ]
         for t, m in zip(found, more, strict=True)
     ]
