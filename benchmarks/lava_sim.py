@@ -137,13 +137,17 @@ def ring_table(asked: argparse.Namespace) -> dict[str, Any]:
             f"{t.row.samples:,}",
             f"{m['ms_a_step']:.2f}",
             f"{t.speed:,.2f}",
-            f"{m['ratio_to_full_ring']:.3g}",
-            f"{m['ratio_to_sparse_ring']:.3g}",
+            ratio(m["ratio_to_full_ring"]),
+            ratio(m["ratio_to_sparse_ring"]),
         ]
         for t, m in zip(found, more, strict=True)
     ]
     print("\n".join(table(["processes", "n", "ms a step", "samples/s", "to the full ring", "to the Sparse ring"], cells)), flush=True)
     return record(name, graph, density, more, found)
+
+
+def ratio(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def heading(model: str, graph: Graph, density: float) -> str:
