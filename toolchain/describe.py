@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from toolchain.errors import UsageError
-from toolchain.ir import Bias, Drive, Dynamics, Graph, Op, Phase, Shape, Synapse, tensor_names, weight_of
+from toolchain.ir import Bias, Drive, Dynamics, Graph, Op, Phase, Population, Shape, Synapse, tensor_names, weight_of
 from toolchain.notation import operation, operations, route, size, synapse_products, table
 from toolchain.utilisation import utilisation
 from toolchain.versions import versions
@@ -25,13 +25,30 @@ class Process:
     """What will run as one Lava process: a population, or a synapse of one phase.
 
     `ticks` has an entry a phase: of a population its first tick, the ticks from one of its time steps to the next, and how many steps it makes; of a
-    synapse the delay in ticks between a spike of its source and its arrival.
+    synapse the delay in ticks between a spike of its source and its arrival. In the phases of `idle` it does nothing: a population without a part in them, a
+    synapse of another phase, whose source then sends zeros. `connects` are the two ports that a synapse joins (None of a population), `gate` is the
+    population whose mask multiplies what it carries.
     """
 
     name: str
     kind: str
     shape: str
     ticks: dict[str, dict[str, int]]
+    ports: tuple[str, ...]
+    connects: tuple[str, str] | None = None
+    gate: str | None = None
+    idle: tuple[str, ...] = ()
+
+
+PORTS = {"couple": ("a_in", "s_out", "b_out"), "linear": ("a_in", "s_out", "b_out"), "readout": ("a_in",), "input": ("s_out",)}
+"""Of a population's process: what arrives, what it sends in the forward phase and, times its mask, in the feedback phase."""
+
+SYNAPSE_PORTS = ("s_in", "a_out")
+
+
+def out_port(phase: str) -> str:
+    """The port by which a population sends in a phase."""
+    return "s_out" if phase == "forward" else "b_out"
 
 
 def processes(graph: Graph) -> tuple[Process, ...]:
@@ -43,17 +60,28 @@ def processes(graph: Graph) -> tuple[Process, ...]:
         )
     used = [p for p in graph.populations if any(p.name in phase.order for phase in graph.phases)]
     return (
-        *(
-            Process(
-                p.name, _kind(p.kind), size(p.shape), {phase.name: _turns(phase, p.name) for phase in graph.phases if p.name in phase.order}
-            )
-            for p in used
-        ),
-        *(
-            Process(f"{s.source} -> {s.target} ({phase.name})", "synapse", operations(graph, s.ops), {phase.name: {"delay": s.delay}})
-            for phase in graph.phases
-            for s in phase.synapses
-        ),
+        *(_population_process(graph, population) for population in used),
+        *(_synapse_process(graph, phase, synapse) for phase in graph.phases for synapse in phase.synapses),
+    )
+
+
+def _population_process(graph: Graph, population: Population) -> Process:
+    name = population.name
+    ticks = {phase.name: _turns(phase, name) for phase in graph.phases if name in phase.order}
+    idle = tuple(phase.name for phase in graph.phases if name not in phase.order)
+    return Process(name, _kind(population.kind), size(population.shape), ticks, PORTS[population.kind], idle=idle)
+
+
+def _synapse_process(graph: Graph, phase: Phase, synapse: Synapse) -> Process:
+    return Process(
+        f"{synapse.source} -> {synapse.target} ({phase.name})",
+        "synapse",
+        operations(graph, synapse.ops),
+        {phase.name: {"delay": synapse.delay}},
+        SYNAPSE_PORTS,
+        (f"{synapse.source}.{out_port(phase.name)}", f"{synapse.target}.a_in"),
+        synapse.gate,
+        tuple(other.name for other in graph.phases if other is not phase),
     )
 
 
@@ -278,14 +306,28 @@ def _drive_row(graph: Graph, drive: Drive) -> list[str]:
 def _process_lines(graph: Graph) -> list[str]:
     found = processes(graph)
     phases = [phase.name for phase in graph.phases]
-    rows = [[p.name, p.kind, p.shape, *(_turn_text(p.ticks.get(phase)) for phase in phases)] for p in found]
-    lines = [f"{len(found)} processes, one a population and one a synapse: a population makes a step at tick start + k * period"]
-    return lines + table(["process", "kind", "shape or operations", *phases], rows, left=3 + len(phases))
+    rows = [[p.name, p.kind, p.shape, _port_text(p), *(_turn_text(p, phase) for phase in phases)] for p in found]
+    lines = [
+        f"{len(found)} processes, one a population and one a synapse: a population makes a step at tick start + k * period and collects on all others",
+        *(f"{phase.name} phase: {phase_ticks(phase)}" for phase in graph.phases),
+    ]
+    return lines + table(["process", "kind", "shape or operations", "ports", *phases], rows, left=4 + len(phases))
 
 
-def _turn_text(ticks: dict[str, int] | None) -> str:
-    if ticks is None:
-        return "-"
+def phase_ticks(phase: Phase) -> str:
+    """How a phase spends its ticks, in words."""
+    flush = phase.timing.flush
+    return f"{phase.timing.mode} timing, period {phase.timing.period}, {phase.ticks:,} ticks, the last {flush} for flush"
+
+
+def _port_text(process: Process) -> str:
+    return ", ".join(process.ports) if process.connects is None else " -> ".join(process.connects)
+
+
+def _turn_text(process: Process, phase: str) -> str:
+    if phase in process.idle:
+        return "idle"
+    ticks = process.ticks[phase]
     if "delay" in ticks:
-        return f"delay {ticks['delay']}"
+        return f"delay {ticks['delay']}" + ("" if process.gate is None else f", gated by {process.gate}")
     return f"start {ticks['start']}, period {ticks['period']}, {ticks['time_steps']} steps"

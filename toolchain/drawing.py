@@ -18,7 +18,7 @@ from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
 from toolchain.ir import Graph, Op, Phase
-from toolchain.notation import geometry, size
+from toolchain.notation import cut, geometry, size, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,7 +208,7 @@ class _Panel:
         rows = self.row[edge.source], self.row[edge.target]
         band = "below" if edge.back else "above"
         leaves, enters = self._port(edge.source, edge, band, "out"), self._port(edge.target, edge, band, "in")
-        text = _cut(", ".join(edge.words), LANE_LETTERS)
+        text = cut(", ".join(edge.words), LANE_LETTERS)
         wide = LETTER * len(text) + 12
         if rows[0] == rows[1]:
             low, high = sorted((leaves, enters))
@@ -292,7 +292,7 @@ class _Panel:
         population = self.graph.population(name)
         kind = "relay" if population.kind == "linear" else population.kind
         signed = kind == "couple" and self.phase.dynamics[name].members == "both"
-        lines = [_cut(name, NAME_LETTERS), size(population.shape), kind + ", events" * population.events + ", signed" * signed]
+        lines = [cut(name, NAME_LETTERS), size(population.shape), kind + ", events" * population.events + ", signed" * signed]
         if self.graph.placement is not None and kind != "input":
             cores = sum(any(part.population == name for part in core.slices) for core in self.graph.placement.cores)
             lines.append(f"{cores:,} core{'s' * (cores != 1)}" if cores else "on the host")
@@ -302,7 +302,7 @@ class _Panel:
         """A straight arrow to the next column, its label half above and half below it."""
         one, two = boxes[edge.source], boxes[edge.target]
         start, end = (one.x + one.width, one.y + one.height / 2), (two.x, two.y + two.height / 2)
-        lines = _wrapped(edge.words, GAP_LETTERS, GAP_LINES)
+        lines = wrapped(edge.words, GAP_LETTERS, GAP_LINES)
         above = ceil(len(lines) / 2)
         middle, centre = end[1], two.x - GAP / 2  # at the height of its target: no two arrows end at one
         labels = []
@@ -360,39 +360,19 @@ def _rows(columns: int, edges: Iterable[tuple[int, int]]) -> list[int]:
     """The first column of each row: of `FEWEST` to `MOST` columns (the last from `FEWEST_LAST`), so that they cut the fewest connections, then the fewest rows."""
     if columns <= MOST:
         return [0]
-    cut = [sum(min(a, b) < start <= max(a, b) for a, b in edges) for start in range(columns)]
+    severed = [sum(min(a, b) < start <= max(a, b) for a, b in edges) for start in range(columns)]
     best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [])}
     for start in range(1, columns + 1):
         least = FEWEST_LAST if start == columns else FEWEST
         options = [(*best[before][:2], before) for before in range(start - MOST, start - least + 1) if before in best]
         if options:
             cost, rows, before = min(options)
-            best[start] = (cost + (cut[start] if start < columns else 0), rows + 1, [*best[before][2], before])
+            best[start] = (cost + (severed[start] if start < columns else 0), rows + 1, [*best[before][2], before])
     return best[columns][2]
 
 
 def _words(graph: Graph, ops: Sequence[Op]) -> tuple[str, ...]:
     return tuple(geometry(graph, op) for op in ops) or ("as it is",)
-
-
-def _wrapped(words: Sequence[str], letters: int, lines: int) -> tuple[str, ...]:
-    """The words in as many lines as they need, none longer than `letters` where words allow it; what is too much becomes an ellipsis."""
-    found: list[str] = []
-    for word in ", ".join(words).split(" "):
-        if found and len(found[-1]) + 1 + len(word) <= letters and not found[-1].endswith(","):
-            found[-1] += f" {word}"
-        else:
-            found.append(word)
-    found = [_cut(line, letters + 2) for line in found]
-    return tuple(found) if len(found) <= lines else (*found[: lines - 1], "…")
-
-
-def _cut(text: str, letters: int) -> str:
-    """`text`, without its middle where it is too long."""
-    if len(text) <= letters:
-        return text
-    half = (letters - 1) // 2
-    return f"{text[: letters - 1 - half]}…{text[-half:]}"
 
 
 def draw(graph: Graph) -> bytes:

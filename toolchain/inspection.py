@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from toolchain.errors import UsageError, unknown
 from toolchain.files import replace_file
 from toolchain.ir import Graph
 from toolchain.passes import Pipeline
+from toolchain.process_drawing import draw as draw_processes
 from toolchain.source import Model
 from toolchain.target import get
 from toolchain.utilisation import render, utilisation
@@ -36,7 +38,7 @@ def inspect(
 ) -> Inspection:
     """The compiled graph of `model` (of a .fsnn file the one it holds), or the graph after pass `after` of its pipeline ("lower": before any).
 
-    `processes` adds what will run as Lava processes, `svg` writes a picture of the graph there, `chip_svg` one of its cores. `analysis` adds how
+    `processes` adds what will run as Lava processes, `svg` writes a picture of the graph there (with `processes` of those), `chip_svg` one of its cores. `analysis` adds how
     far potentials can go, whether loops settle, and what rounding costs each population (`toolchain.analysis.report`). A network of the catalogue without trained weights is shown with random ones. Raises UsageError for an unknown pass, or a stage that a .fsnn file does not hold;
     DesignRuleError where the graph does not fit the chip.
     """
@@ -55,7 +57,7 @@ def inspect(
         target, graph = TARGET, pipeline(lowered(source, notes=notes))
     if processes:
         processes_of(graph)  # refused before any picture is written
-    return Inspection(graph, target, processes, _pictures(graph, svg, chip_svg), analysed)
+    return Inspection(graph, target, processes, _pictures(graph, svg, chip_svg, draw_processes if processes else draw), analysed)
 
 
 def _stage_of(compiled: Artifact, name: str, after: str | None) -> Graph:
@@ -78,13 +80,15 @@ def _stage_of(compiled: Artifact, name: str, after: str | None) -> Graph:
     return pipeline(float_graph)
 
 
-def _pictures(graph: Graph, svg: str | os.PathLike[str] | None, chip_svg: str | os.PathLike[str] | None) -> dict[str, Path]:
-    """Draw what was asked for; by flag where it was written."""
+def _pictures(
+    graph: Graph, svg: str | os.PathLike[str] | None, chip_svg: str | os.PathLike[str] | None, painted: Callable[[Graph], bytes]
+) -> dict[str, Path]:
+    """Draw what was asked for; by flag where it was written. `painted` makes the picture of the graph."""
     asked = {flag: _svg_path(place) for flag, place in (("svg", svg), ("chip_svg", chip_svg)) if place is not None}
     if "chip_svg" in asked and graph.placement is None:
         raise UsageError("this graph is on no cores yet: --chip-svg draws it from pass partition on, so leave --after out")
     for flag, path in asked.items():
-        replace_file(path, draw(graph) if flag == "svg" else render(utilisation(graph)))
+        replace_file(path, painted(graph) if flag == "svg" else render(utilisation(graph)))
     return asked
 
 

@@ -1,4 +1,4 @@
-"""Operations as people write them (`conv 3x3/2 p1`), how many products they take, and tables of text."""
+"""Operations as people write them (`conv 3x3/2 p1`), how many products they take, and text in tables and in little room."""
 
 from __future__ import annotations
 
@@ -116,3 +116,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> 
         "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
         for row in cells
     ]
+
+
+def wrapped(words: Sequence[str], letters: int, lines: int) -> tuple[str, ...]:
+    """The words in as many lines as they need, none longer than `letters` where words allow it; what is too much becomes an ellipsis."""
+    found: list[str] = []
+    for word in ", ".join(words).split(" "):
+        if found and len(found[-1]) + 1 + len(word) <= letters and not found[-1].endswith(","):
+            found[-1] += f" {word}"
+        else:
+            found.append(word)
+    found = [cut(line, letters + 2) for line in found]
+    return tuple(found) if len(found) <= lines else (*found[: lines - 1], "…")
+
+
+def cut(text: str, letters: int) -> str:
+    """`text`, without its middle where it is too long."""
+    if len(text) <= letters:
+        return text
+    half = (letters - 1) // 2
+    return f"{text[: letters - 1 - half]}…{text[-half:]}"

@@ -21,6 +21,7 @@ RANKS = [
     {"fixed", "limits", "metrics", "progress", "processes", "devices", "config", "data", "augment", "wiring", "planning"},
     {"artifact", "passes", "utilisation"},
     {"describe", "drawing"},
+    {"process_drawing"},
     {"target"},
     {"codec"},
     {"plasticity"},
