@@ -7,7 +7,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types bench bench-spide bench-scale bench-saf bench-gradient bench-quantization
+.PHONY: help demo test test-core lint types bench bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -46,6 +46,9 @@ bench-saf: $(VENV)/ready  ## forward multiply-adds, time and memory of SAF-E and
 
 bench-quantization: $(VENV)/ready  ## every trained network's accuracy in floats and at 8 to 2 weight bits, answer by answer
 	$(VENV)/bin/python benchmarks/quantization.py
+
+bench-learning: $(VENV)/ready  ## learning on Lava processes, floats and 8 bits, beside the readout alone and PyTorch SPIDE; out/learning.png
+	$(VENV)/bin/python benchmarks/learning.py --picture out/learning.png
 
 $(VENV)/ready: $(PINS)
 	.ci/make-venv lava $(VENV)

@@ -20,10 +20,10 @@ EXAMPLES = {"own_network.py": [], "compare_targets.py": ["10"]}
 README = (ROOT / "README.md").read_text()
 
 
-def run(*words: str) -> str:
+def run(*words: str, code: int = 0) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=250, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     assert done.stdout
     return done.stdout
 
@@ -47,6 +47,16 @@ def test_the_benchmark_prints_every_row_and_its_ratio():
     assert all(row["samples_per_second"] > 0 for row in (*dense["rows"], *ring["rows"]))
     assert ring["rows"][-1]["ratio_to_full_ring"] == ring["rows"][-2]["ratio_to_sparse_ring"] == 1
     assert all(row["row"] in made for row in ring["rows"])
+
+
+@pytest.mark.lava
+def test_the_learning_benchmark_compares_every_arm(tmp_path):
+    picture = tmp_path / "learning.png"
+    few = ("--samples", "40", "--test-samples", "20", "--epochs", "1", "--seeds", "1", "--lr", "0.001", "--json", "--picture", str(picture))
+    made = json.loads(run(str(ROOT / "benchmarks" / "learning.py"), *few, code=4))  # nobody learns much at that rate
+    assert [len(arm["runs"][0]) for arm in made["arms"]] == [2, 2, 2, 2]
+    assert made["arms"][1]["runs"][0][0] == pytest.approx(made["arms"][3]["runs"][0][0], abs=0.05)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_config_trains_and_its_run_deploys(tmp_path):

@@ -37,6 +37,10 @@ def curves(arms: Sequence[Arm], *, title: str, samples: str) -> Picture:
             low, high = zip(*((100 * min(values), 100 * max(values)) for values in zip(*arm.runs, strict=True)), strict=True)
             axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(epochs, [100 * value for value in arm.mean], marker=mark, markersize=6, color=colour, linewidth=1.8, label=arm.name)
+        later = [100 * value for arm in arms for run in arm.runs for value in run[1:]]
+        if later:  # what differs is after the first epoch; how all of them began stands in the caption
+            margin = max(1.0, 0.06 * (max(later) - min(later)))
+            axes.set_ylim(min(later) - margin, max(later) + margin)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(f"accuracy %, {samples}", fontsize=12)
@@ -52,5 +56,5 @@ def curves(arms: Sequence[Arm], *, title: str, samples: str) -> Picture:
         draw,
         SIZE,
         alt=f"{title}: accuracy after each epoch. At the end: {last}.",
-        caption=f"Lines: means over {seeds} seed{'s' * (seeds != 1)}; bands: from the worst to the best of them.",
+        caption=f"Lines: means over {seeds} seed{'s' * (seeds != 1)}; bands: from the worst to the best of them. Before learning: {100 * arms[0].mean[0]:.1f} %.",
     )
