@@ -144,8 +144,7 @@ def export(
 
 def answers(path: Path, made: netx.Chain, images: data.Images) -> npt.NDArray[np.int64]:
     """The class of each image, (samples,): the largest potential of the last block of the file at `path`, which lava-dl reads and Lava runs."""
-    events = made.graph.of_kind("input")[0].events
-    with lava_dl.Reading(path, time_steps=made.time_steps, message_bits=made.message_bits, events=events) as reading:
+    with lava_dl.Reading(path, time_steps=made.time_steps, message_bits=made.message_bits, events=made.events) as reading:
         parts = (made.frames(np.asarray(images[first : first + CHUNK])) for first in range(0, len(images), CHUNK))
         potentials = (row for part in parts for row in reading.samples(part))
         return np.array([row.argmax() for row in track(potentials, "netx in Lava", total=len(images))], np.int64)

@@ -117,6 +117,11 @@ class Chain:
     def input_shape(self) -> Shape:
         return self.graph.of_kind("input")[0].shape
 
+    @property
+    def events(self) -> bool:
+        """Whether messages differ from step to step."""
+        return self.graph.of_kind("input")[0].events
+
     def frames(self, images: Array) -> Array:
         """Messages for `images` in [0, 1] (samples, channels, height, width), events with time last: as the first block takes them, images as (samples, width, height, channels)."""
         messages = codec.encode_input(self.graph, codec.check_inputs(self.graph, images))
@@ -131,7 +136,7 @@ def chain(source: Source) -> Chain:
     found: list[Chain] = []
     problems: list[str] = []
     for graph in _integer_graphs(source):
-        blocks, problems = _blocks(graph)
+        blocks, problems = blocks_of(graph)
         if not problems:
             found.append(Chain(graph, blocks, _lost(graph, blocks)))
     if not found:
@@ -236,7 +241,7 @@ def _unmergeable(graph: Graph, synapse: Synapse) -> str | None:
             )
             return f"has {name}, which lava-dl's reader does not make"
     try:
-        _joined(synapse, graph, exact=False)
+        joined(synapse, graph, exact=False)
     except GraphError as error:
         return str(error)
     return None
@@ -246,7 +251,7 @@ def _unmergeable(graph: Graph, synapse: Synapse) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Connection:
+class Connection:
     """One dense matrix (out, in), or one convolution; integers, to be shifted left by `exponent`."""
 
     weight: Array
@@ -254,7 +259,7 @@ class _Connection:
     exponent: int
 
 
-def _joined(synapse: Synapse, graph: Graph, *, exact: bool = True) -> _Connection:
+def joined(synapse: Synapse, graph: Graph, *, exact: bool = True) -> Connection:
     """The operations of a connection as one: pools become part of a kernel or matrix. GraphError where that would not be the same."""
     source, target = graph.population(synapse.source).shape, graph.population(synapse.target).shape
     ops = [
@@ -274,10 +279,10 @@ def _joined(synapse: Synapse, graph: Graph, *, exact: bool = True) -> _Connectio
         if pools:
             before = _pooled_shape(ops[:dense], source, graph)
             weight = fixed.apply(pools, {}, weight.reshape(len(weight), *before), source, integer=exact).reshape(len(weight), -1)
-        return _Connection(weight, None, exponent)
+        return Connection(weight, None, exponent)
     if len(source) != 3:
         raise GraphError(f"is {', '.join(type(op).__name__ for op in ops) or 'the identity'} of a flat population, which no netx block is")
-    made: _Connection | None = None
+    made: Connection | None = None
     for op in ops:
         kernel = _kernel(op, graph, source[0] if made is None else len(made.weight), wide)
         made = kernel if made is None else _chained(made, kernel)
@@ -295,19 +300,19 @@ def _pooled_shape(pools: Sequence[Op], source: Shape, graph: Graph) -> Shape:
     return shape
 
 
-def _kernel(op: Op, graph: Graph, channels: int, wide: type[Any]) -> _Connection:
+def _kernel(op: Op, graph: Graph, channels: int, wide: type[Any]) -> Connection:
     """One operation as a convolution; pools and scales treat each channel for itself."""
     if isinstance(op, Conv2d):
-        return _Connection(graph.tensors[op.weight].astype(wide), fixed.Grid(op.stride, op.padding, op.dilation, op.groups), 0)
+        return Connection(graph.tensors[op.weight].astype(wide), fixed.Grid(op.stride, op.padding, op.dilation, op.groups), 0)
     if isinstance(op, AvgPool2d):
-        return _Connection(np.ones((channels, 1, *op.kernel), wide), fixed.Grid(op.stride, op.padding, (1, 1), channels), 0)
+        return Connection(np.ones((channels, 1, *op.kernel), wide), fixed.Grid(op.stride, op.padding, (1, 1), channels), 0)
     if isinstance(op, Scale) and op.weight is not None:
         factors = graph.tensors[op.weight].astype(wide)
-        return _Connection(factors.reshape(-1, 1, 1, 1), fixed.Grid((1, 1), (0, 0), (1, 1), channels), 0)
+        return Connection(factors.reshape(-1, 1, 1, 1), fixed.Grid((1, 1), (0, 0), (1, 1), channels), 0)
     raise GraphError(f"has {type(op).__name__}, which no netx block is")
 
 
-def _chained(first: _Connection, second: _Connection) -> _Connection:
+def _chained(first: Connection, second: Connection) -> Connection:
     """Two convolutions as one, where at least one of them treats each channel for itself; the borders are `_require_same`'s to judge."""
     a, b = first.grid, second.grid
     assert a is not None  # dense connections come last and do not get here
@@ -328,7 +333,7 @@ def _chained(first: _Connection, second: _Connection) -> _Connection:
             weight[:, :, y, x] += _met(first.weight[..., y1, x1], second.weight[..., y2, x2], b.groups, after=depthwise[1])
     stride = a.stride[0] * b.stride[0], a.stride[1] * b.stride[1]
     padding = a.padding[0] + a.stride[0] * b.padding[0], a.padding[1] + a.stride[1] * b.padding[1]
-    return _Connection(weight, fixed.Grid(stride, padding, (1, 1), b.groups if depthwise[0] else a.groups), 0)
+    return Connection(weight, fixed.Grid(stride, padding, (1, 1), b.groups if depthwise[0] else a.groups), 0)
 
 
 def _met(first: Array, second: Array, groups: int, *, after: bool) -> Array:
@@ -341,7 +346,7 @@ def _met(first: Array, second: Array, groups: int, *, after: bool) -> Array:
     return np.asarray(second * first[:, 0][group[:, None] * per + np.arange(per)])
 
 
-def _require_same(connection: _Connection, synapse: Synapse, graph: Graph, source: Shape, target: Shape) -> None:
+def _require_same(connection: Connection, synapse: Synapse, graph: Graph, source: Shape, target: Shape) -> None:
     """The joined convolution gives what the operations give, borders included: tried where every pixel counts differently."""
     assert connection.grid is not None  # only convolutions are joined
     image = np.random.default_rng(0).integers(0, 256, (1, *source)).astype(np.float64)
@@ -355,7 +360,7 @@ def _require_same(connection: _Connection, synapse: Synapse, graph: Graph, sourc
 # from the integer graph to blocks
 
 
-def _blocks(graph: Graph) -> tuple[tuple[Block, ...], list[str]]:
+def blocks_of(graph: Graph) -> tuple[tuple[Block, ...], list[str]]:
     """The blocks, and what of them does not fit netx's numbers."""
     phase = graph.phase("forward")
     into = {s.target: s for s in phase.synapses if s.source != s.target}
@@ -363,8 +368,8 @@ def _blocks(graph: Graph) -> tuple[tuple[Block, ...], list[str]]:
     blocks, problems = [], []
     message = round(graph.scale("forward", phase.order[0]))
     for name in phase.order[1:]:
-        connection = _joined(into[name], graph)
-        loop = _joined(around[name], graph) if name in around else None
+        connection = joined(into[name], graph)
+        loop = joined(around[name], graph) if name in around else None
         readout = graph.population(name).kind == "readout"
         block = _readout(graph, phase, name, connection) if readout else _hidden(graph, phase, name, connection, loop, message)
         problems += _problems(block, message)
@@ -373,7 +378,7 @@ def _blocks(graph: Graph) -> tuple[tuple[Block, ...], list[str]]:
     return tuple(blocks), problems
 
 
-def _hidden(graph: Graph, phase: Phase, name: str, connection: _Connection, loop: _Connection | None, message: int) -> Block:
+def _hidden(graph: Graph, phase: Phase, name: str, connection: Connection, loop: Connection | None, message: int) -> Block:
     """The neurons of a couple population, in the finest steps at which both connections have one step and no current can wrap."""
     dynamics = phase.dynamics[name]
     firing = (dynamics.threshold + dynamics.reset) / 2 if dynamics.reset else dynamics.threshold
@@ -404,13 +409,13 @@ def _decay(leak: float) -> int:
     return 0 if leak == 1 else fixed.decay(leak)
 
 
-def _in_steps(connection: _Connection, exponent: int) -> Array:
+def _in_steps(connection: Connection, exponent: int) -> Array:
     """The connection's integers in steps of 2^`exponent`, rounded where they are finer."""
     steps: Array = np.rint(np.ldexp(connection.weight.astype(np.float64), connection.exponent - exponent)).astype(np.int64)
     return steps
 
 
-def _bits_lost(where: str, connection: _Connection, exponent: int) -> tuple[str, ...]:
+def _bits_lost(where: str, connection: Connection, exponent: int) -> tuple[str, ...]:
     finer = exponent - connection.exponent
     if finer <= 0 or not np.any(connection.weight % 2**finer):
         return ()
@@ -419,7 +424,7 @@ def _bits_lost(where: str, connection: _Connection, exponent: int) -> tuple[str,
     )
 
 
-def _readout(graph: Graph, phase: Phase, name: str, connection: _Connection) -> Block:
+def _readout(graph: Graph, phase: Phase, name: str, connection: Connection) -> Block:
     """The readout as neurons that never fire, in the finest steps at which its sum of all time steps stays below their threshold, whatever fires before it."""
     leak, population = phase.dynamics[name].leak, graph.population(name)
     bias = np.zeros(population.shape)
