@@ -234,3 +234,35 @@ def test_the_table_says_what_is_joined_and_when():
     assert found["readout"]["idle"] == ("feedback",)
     assert found["hidden2 -> hidden1 (feedback)"]["gate"] == "hidden2"
     assert found["hidden1"]["connects"] is None
+
+
+@pytest.mark.lava
+@pytest.mark.parametrize("name", ["mnist-fc2", "lenet"])
+def test_lava_runs_what_the_picture_shows(monkeypatch, name):
+    """Every port of every Lava process is joined to the ports that the table names, and to no other."""
+    from toolchain.targets.lava_sim import LAVA_SIM_FLOAT, compile
+
+    running = []
+
+    class Watched(compile.Network):
+        def __init__(self, made, *rest):
+            running.extend(made)
+            super().__init__(made, *rest)
+
+    monkeypatch.setattr(compile, "Network", Watched)
+    graph = timed(name)
+    with LAVA_SIM_FLOAT.compile(graph):
+        joined = sorted(
+            (port.process.name, port.name, far.process.name, far.name)
+            for process in running
+            for port in process.out_ports
+            for far in port.out_connections
+        )
+    wanted = []
+    for process in processes(graph):
+        if process.connects is not None:
+            (source, out), (target, into) = (port.rsplit(".", 1) for port in process.connects)
+            wanted += [(source, out, process.name, process.ports[0]), (process.name, process.ports[1], target, into)]
+    assert joined == sorted(wanted)
+    ports = {process.name: {port.name for port in [*process.in_ports, *process.out_ports]} for process in running}
+    assert ports == {process.name: set(process.ports) for process in processes(graph)}
