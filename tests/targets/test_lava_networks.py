@@ -108,6 +108,14 @@ def test_larger_networks_with_random_weights_are_the_simulator_s(assert_identica
         assert any(result.activity[p.name].any() for p in graph.of_kind("couple"))
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(pick=st.data(), host=st.booleans(), timing=st.sampled_from(["exact", "pipelined"]))
+def test_no_compiled_graph_is_refused(drawn: Any, pick: Any, host: bool, timing: str) -> None:
+    """Whatever the passes leave, with its own synapses: branches, relays, loops, parallel connections, events."""
+    pipeline = LOIHI_PIPELINE.with_options(retime={"mode": timing}).until("quantize")
+    assert LavaSim().check(pipeline(pick.draw(drawn.graphs(raw=True, host=host)))) == []
+
+
 def assert_equal_to_the_module(net: FeedbackSNN, images: Any, labels: Any, *, batch: int) -> None:
     """Rates, masks, beta, loss and the gradient of every parameter, to 1e-12."""
     assert next(net.parameters()).dtype == torch.float64
