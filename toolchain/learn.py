@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from math import cos, isfinite, pi
+from math import cos, isfinite, pi, prod
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -131,7 +131,8 @@ class Learned:
 def _sentence(line: Epoch) -> str:
     if line.loss is None or line.accuracy is None:
         return f"before: {line.test_accuracy:.2%} of the test samples"
-    said = f"epoch {line.epoch}: loss {line.loss:.4f}, {line.accuracy:.2%} of its samples, {line.test_accuracy:.2%} of the test samples"
+    loss = f"{line.loss:.4f}" if line.loss < 1e4 else f"{line.loss:.3g}"
+    said = f"epoch {line.epoch}: loss {loss}, {line.accuracy:.2%} of its samples, {line.test_accuracy:.2%} of the test samples"
     if line.feedback_rate is not None and line.clipped is not None and line.silent is not None:
         said += f", firing rates {line.forward_rate:.3f} forward and {line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent"
     return f"{said}, {line.seconds:.1f} s"
@@ -193,6 +194,7 @@ def learn(
     load = {"data_dir": data_dir, "time_steps": time_steps, "image_size": size}
     train = data.load(dataset, split="train", samples=samples, **load)  # type: ignore[arg-type]  # a dictionary of several types
     test = data.load(dataset, split="test", samples=test_samples, **load)  # type: ignore[arg-type]
+    _require_fitting(source, train)
     stages = _stages(source, rule, weights, feedback=not readout_only)
     found = plasticity.plastics(stages.graph, hidden=not readout_only, readout=not hidden_only)
     lesson = _Lesson(rule, found, batch, seed)
@@ -204,6 +206,8 @@ def learn(
             curve.append(line)
             if line.epoch:
                 say(f"toolchain: {_sentence(line)}")
+            if line.epoch == 1 and line.silent == 1 and not readout_only:
+                say("toolchain: no couple fired in a feedback phase, so hidden connections learned nothing: raise learn.scale_factor")
         seconds = time.perf_counter() - ready
         graph = learner.graph
     floats = {plastic.tensor: plasticity.in_floats(plastic, graph.tensors[plastic.tensor]) for plastic in found}
@@ -275,6 +279,21 @@ def _require(epochs: int, batch: int, weights: str, hidden_only: bool, readout_o
         raise UsageError(f"seed is {seed}: give a whole number from 0, below 2^63")
     if hidden_only and readout_only:
         raise UsageError("--hidden-only and --readout-only leave nothing to learn: give one of the two, or none")
+
+
+def _require_fitting(source: Source, train: data.Dataset) -> None:
+    """Found out before anything is built: the samples are of the size that the network takes."""
+    if source.module is not None:
+        takes: tuple[int, ...] = source.module.input_shape
+    else:
+        assert source.artifact is not None  # a source has one of the two
+        takes = source.artifact.graph.of_kind("input")[0].shape
+    shape = train.images.shape[1:]
+    events = len(shape) == len(takes) + 1 and shape[:-1] == takes
+    if not events and prod(shape) != prod(takes):
+        raise UsageError(
+            f"samples of '{train.name}' have shape {shape} but '{source.name}' takes {takes}: choose another data set or network"
+        )
 
 
 def _folder(path: Path) -> Path:
