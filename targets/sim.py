@@ -78,21 +78,18 @@ class _Integers:
         self._types = {
             key: torch.float32 if partial < EXACT_FLOAT32 and not short else torch.float64 for key, (partial, _) in bounds.items()
         }
-        self._potentials = {name: self._potential(name, bounds) for name in phase.order}
+        self._potentials = {name: self._potential(name) for name in phase.order}
         self._tensors: dict[tuple[str, torch.dtype], Tensor] = {}
         self._connections = {id(s): self._prepared(s) for s in phase.synapses}
 
-    def _potential(self, name: str, bounds: dict[int, tuple[int, int]]) -> torch.dtype:
+    def _potential(self, name: str) -> torch.dtype:
         """int32 where nothing that the population adds up can pass it."""
         import torch
 
         phase = self._phase
         if self._graph.population(name).kind == "input":
             return torch.int64
-        # A source fires at most once between two steps of its target, but its spikes may pile up before the target's first step.
-        piled = 1 + max(phase.timing.start.values(), default=0) // phase.timing.period
-        arriving = piled * sum(bounds[id(s)][1] for s in phase.synapses if s.target == name)
-        largest = POTENTIAL_LIMIT + arriving + _constant_bound(self._graph, phase, name)
+        largest = largest_total(self._graph, phase, name)
         return torch.int32 if largest <= INT32_SAFE and phase.dynamics[name].leak == 1 else torch.int64
 
     def _prepared(self, synapse: Synapse) -> Operation:
@@ -159,6 +156,14 @@ class _Integers:
         if leak == 1:
             return potential
         return potential.sign() * ((potential.abs() * (DECAY_ONE - decay(leak))) >> 12)
+
+
+def largest_total(graph: Graph, phase: Phase, name: str) -> int:
+    """A bound on everything that a population adds up in a step: its potential, all that can arrive, biases and injected current."""
+    # A source fires at most once between two steps of its target, but its spikes may pile up before the target's first step.
+    piled = 1 + max(phase.timing.start.values(), default=0) // phase.timing.period
+    arriving = piled * sum(largest_product(graph, synapse)[1] for synapse in phase.synapses if synapse.target == name)
+    return POTENTIAL_LIMIT + arriving + _constant_bound(graph, phase, name)
 
 
 def _constant_bound(graph: Graph, phase: Phase, name: str) -> int:

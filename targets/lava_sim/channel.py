@@ -7,7 +7,7 @@ again when it is received, and has a thread at either end. Here a message is mad
 from __future__ import annotations
 
 import mmap
-from multiprocessing import Semaphore
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from lava.magma.compiler.channels.pypychannel import CspRecvPort, CspSendPort
 from toolchain.ir import Array
 
 SILENCE = 0
+UNKNOWN = -1
 TYPES: tuple[npt.DTypeLike, ...] = (np.bool_, np.int8, np.int16, np.int32, np.int64, np.float32, np.float64)
 """What a message may hold; its place here plus one is written before it."""
 
@@ -65,9 +66,10 @@ class _Memory:
         self.shape, self.dtype, self.size, self.phase = tuple(int(n) for n in shape), dtype, size, phase
         values = int(np.prod(self.shape, dtype=np.int64))
         slot = -(-max(values * dtype.itemsize, 1) // ALIGNED) * ALIGNED
-        first = -(-8 * size // ALIGNED) * ALIGNED
+        first = -(-16 * size // ALIGNED) * ALIGNED
         block = mmap.mmap(-1, first + slot * size)
         self.kinds = np.frombuffer(block, np.int64, size)
+        self.counts = np.frombuffer(block, np.int64, size, 8 * size)
         self.views = [
             {
                 kind: np.frombuffer(block, kind, values, first + i * slot).reshape(self.shape)
@@ -76,7 +78,8 @@ class _Memory:
             }
             for i in range(size)
         ]
-        self.free, self.ready = Semaphore(size), Semaphore(0)
+        context = get_context("fork")  # by name: the default one is Lava's to set
+        self.free, self.ready = context.Semaphore(size), context.Semaphore(0)
 
 
 class _Port:
@@ -117,10 +120,11 @@ class _Port:
 class SendPort(_Port, CspSendPort):  # type: ignore[misc]  # Lava carries no types
     """`send` as Lava's. Ours are `room` (where to make a message) or `silence`, as far ahead as there are slots, and `post`, in their order."""
 
-    def room(self, kind: npt.DTypeLike) -> Array:
-        """Where the next message is to be made, all of it; waits for the slot to be free."""
+    def room(self, kind: npt.DTypeLike, count: int | None = None) -> Array:
+        """Where the next message is to be made, all of it; waits for the slot to be free. `count`: how many of its values are not zero, if known."""
         dtype = np.dtype(kind)
         slot = self._claim(KINDS[dtype])
+        self._memory.counts[slot] = UNKNOWN if count is None else count
         return self._memory.views[slot][dtype]
 
     def silence(self) -> None:
@@ -159,6 +163,11 @@ class ReceivePort(_Port, CspRecvPort):  # type: ignore[misc]  # Lava carries no 
         memory.ready.acquire()
         kind = int(memory.kinds[self._next])
         return None if kind == SILENCE else memory.views[self._next][np.dtype(TYPES[kind - 1])]
+
+    def count(self) -> int | None:
+        """How many values of the message taken are not zero, where its sender said so."""
+        count = int(self._memory.counts[self._next])
+        return None if count == UNKNOWN else count
 
     def done(self) -> None:
         """Give the slot of the message taken back to the sender."""

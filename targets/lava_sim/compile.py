@@ -17,6 +17,7 @@ from toolchain.targets.lava_sim.composition import Composition
 from toolchain.targets.lava_sim.plan import PHASES, Board, Part, Record, Role, shared
 from toolchain.targets.lava_sim.runtime import Network, quiet
 from toolchain.targets.lava_sim.stock import Stock
+from toolchain.targets.sim import INT32_SAFE, largest_total
 
 if TYPE_CHECKING:
     from lava.magma.core.process.process import AbstractProcess
@@ -156,6 +157,13 @@ class Run:
             tuple(self._ticks.get(name, 0) for name in PHASES),
             roles,
             latches=any(role is not None and role.gated for role in roles),
+            narrow=not self._stock and self._narrow(population.name),
+        )
+
+    def _narrow(self, population: str) -> bool:
+        """Whether 32 bits hold whatever a population adds up. Not where weights or biases change after they were looked at."""
+        return self.graph.integer and all(
+            largest_total(self.graph, phase, population) <= INT32_SAFE for phase in self._phases.values() if population in phase.dynamics
         )
 
     def _new_role(self, population: Population, phase: Phase) -> Role:

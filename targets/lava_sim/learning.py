@@ -81,6 +81,7 @@ class LearningRun(Run):
             part,
             roles=(forward, feedback),
             latches=feedback is not None and feedback.gated,
+            narrow=False,
             biases=biases,
             message=self._messages.get(population.name),
             lesson=self._lesson,

@@ -30,8 +30,8 @@ class OwnPace(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries no typ
         """Whether this process has anything to do in the run that the host has ordered."""
         return True
 
-    def send(self, port: PyOutPort, message: Array | None) -> None:
-        """Copy a message to every synapse of the port that listens in this phase; None is silence."""
+    def send(self, port: PyOutPort, message: Array | None, count: int | None = None) -> None:
+        """Copy a message to every synapse of the port that listens in this phase; None is silence, `count` how many values are not zero, if known."""
         for out in port.csp_ports:
             if not out.speaks(self.current):
                 continue
@@ -39,7 +39,7 @@ class OwnPace(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries no typ
                 out.silence()
             else:
                 narrower = message.dtype.itemsize <= out.d_type.itemsize
-                out.room(message.dtype if narrower else out.d_type)[...] = message.reshape(out.shape)
+                out.room(message.dtype if narrower else out.d_type, count)[...] = message.reshape(out.shape)
             out.post()
 
     def arriving(self, port: PyInPort) -> list[ReceivePort]:

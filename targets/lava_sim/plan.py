@@ -168,6 +168,8 @@ class Part:
     roles: tuple[Role | None, ...]
     latches: bool
     biases: tuple[LearnedBias, ...] = ()
+    narrow: bool = False
+    """Whether 32 bits hold all that the population adds up, with any input"""
     message: Array | None = None
     """Of a readout that is taught: shared memory (batch, neurons) for the output error"""
     lesson: Lesson | None = None

@@ -1,4 +1,4 @@
-"""The compiled part: event-driven time steps in C (`spikes.c`), built with the package where there is a compiler, and never needed.
+"""The compiled part: event-driven time steps (`spikes.c`) and ticks of whole numbers (`ticks.c`) in C, built with the package where there is a compiler, and never needed.
 
 This module finds the library and describes its arguments; what they must be is checked by those who call (`layers.stepping`). No torch here.
 """
@@ -65,6 +65,9 @@ def _library() -> ctypes.CDLL | str:
             found = ctypes.CDLL(str(path))
             found.toolchain_widest.restype = ctypes.c_int32
             found.toolchain_stage.restype = ctypes.c_int32
+            found.toolchain_deliver.restype = ctypes.c_int64
+            found.toolchain_couples.restype = ctypes.c_int64
+            found.toolchain_collect.restype = None
         except (OSError, AttributeError) as error:
             return f"the native kernel cannot be loaded ({error}): install the package again"
         found.toolchain_stage.argtypes = (
@@ -80,6 +83,10 @@ def _library() -> ctypes.CDLL | str:
             ctypes.c_int32,
             ctypes.c_int32,
         )
+        pointer, wide, narrow = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+        found.toolchain_deliver.argtypes = (pointer, pointer, wide, pointer, narrow, narrow, narrow)
+        found.toolchain_couples.argtypes = (pointer, wide, narrow)
+        found.toolchain_collect.argtypes = (pointer, pointer, narrow, wide, narrow)
         return found
     return "the native kernel is not built: install a C compiler (gcc or clang), then the package again"
 
@@ -92,7 +99,7 @@ def missing() -> str | None:
 
 def widest() -> int:
     """The best of INSTRUCTION_SETS that both this machine and the library have, by its place there; ToolchainError without the library."""
-    return int(_loaded().toolchain_widest())
+    return int(loaded().toolchain_widest())
 
 
 def run_steps(
@@ -112,7 +119,7 @@ def run_steps(
     """
     chosen = widest() if instructions is None else min(instructions, widest())
     first, last = samples
-    failed = _loaded().toolchain_stage(
+    failed = loaded().toolchain_stage(
         (Layer * len(layers))(*layers),
         len(layers),
         (Edge * max(len(edges), 1))(*edges),
@@ -129,7 +136,8 @@ def run_steps(
         raise ToolchainError("there is not enough memory for the spike lists of the native kernel: use smaller batches")
 
 
-def _loaded() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """The library; ToolchainError where there is none."""
     found = _library()
     if isinstance(found, str):
         raise ToolchainError(found)

@@ -13,6 +13,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 from toolchain import fixed, plasticity
 from toolchain.ir import Array
+from toolchain.targets.lava_sim.couples import Couples
 from toolchain.targets.lava_sim.plan import LearnedBias, Part, Record, Role
 from toolchain.targets.lava_sim.processes.clock import FEEDBACK, FORWARD, ClockedModel
 from toolchain.targets.lava_sim.processes.population import Couple, Input, Readout, Relay, TaughtReadout
@@ -37,15 +38,18 @@ class _Integrating(_PopulationModel):
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
         wide = np.int64 if self.part.integer else np.float64
-        self.waiting: Array = np.zeros(self.part.shape, wide)
-        self.potential: Array = np.zeros(self.part.shape, wide)
+        self.native = Couples(self.part) if Couples.serve(self.part) else None
+        self.waiting: Array = np.zeros(self.part.shape if self.native is None else 0, wide)
+        self.potential: Array = np.zeros(self.part.shape, wide) if self.native is None else self.native.potential
         self.spikes: Array | None = None
+        self.sent = 0
         self.masks: dict[int, Array] = {}
         self.mask: Array | None = None
 
     def _begin_sample(self) -> None:
         super()._begin_sample()
-        self.potential = np.zeros_like(self.potential)
+        if self.native is None:
+            self.potential = np.zeros_like(self.potential)
         if self.current == FORWARD and self.batch == 0:
             self.masks.clear()
         if self.role is None or self.role.record is None:
@@ -54,6 +58,8 @@ class _Integrating(_PopulationModel):
         for counter in (record.counts, record.activity, record.traces, record.saturations):
             counter[self.slot] = 0
         self.mask = self.masks[self.batch] if self.role.gated else None
+        if self.native is not None:
+            self.native.begin(self.role, self.slot, self.mask)
 
     def _collect(self) -> None:
         """Add what arrives to the waiting current; on the first tick it still belongs to the phase before and is dropped."""
@@ -66,7 +72,31 @@ class _Integrating(_PopulationModel):
                 )  # as the connection says: Lava's Conv has channels last
             port.done()
 
+    def _advance_native(self, native: Couples) -> None:
+        """As `_advance`, in one pass."""
+        step = None if self.role is None else self.role.step_at(self.tick)
+        ports = self.arriving(self.a_in)
+        listens = self.role is not None and self.tick > 0
+        if self.tick == 0:
+            native.forget()
+        if step is None or not listens:
+            for port in ports:
+                current = port.take()
+                if listens and current is not None:
+                    native.collect(current)
+                port.done()
+            ports = []
+        self.spikes, self.sent = None, 0
+        if self.role is not None and self.role.record is not None and step is not None:
+            self.sent = native.step(step, ports)
+            native.keep(self.role.record, self.slot, step)
+            self.spikes = native.sent if self.sent else None
+
     def _advance(self) -> None:
+        if self.native is not None:
+            self._advance_native(self.native)
+            self._emit()
+            return
         if self.tick == 0:
             self.waiting[...] = 0
         self._collect()
@@ -102,7 +132,8 @@ class _Integrating(_PopulationModel):
         if role.dynamics.leak != 1:
             record.traces[self.slot] = record.traces[self.slot] * role.dynamics.leak + spikes
         gated = spikes if self.mask is None else spikes * self.mask
-        self.spikes = gated if gated.any() else None
+        self.sent = int(np.count_nonzero(gated))
+        self.spikes = gated if self.sent else None
 
     def _end_sample(self) -> None:
         if self.role is None or self.role.record is None or self.role.dynamics is None:
@@ -139,8 +170,8 @@ class _Integrating(_PopulationModel):
 class _SendingModel(_Integrating):
     def _emit(self) -> None:
         forward = self.current == FORWARD
-        self.send(self.s_out, self.spikes if forward else None)
-        self.send(self.b_out, None if forward else self.spikes)
+        self.send(self.s_out, self.spikes if forward else None, self.sent)
+        self.send(self.b_out, None if forward else self.spikes, self.sent)
 
 
 class _TaughtModel(_Integrating):

@@ -42,7 +42,7 @@ class _SynapseModel(OwnPace):
         if spikes is None:
             out.silence()
         else:
-            self.composition.into(spikes, out)
+            self.composition.into(spikes, out, into.count())
         into.done()
 
 

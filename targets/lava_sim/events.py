@@ -1,0 +1,234 @@
+"""Currents of spikes by the native kernel: every spike adds its weights to its targets, so silence costs nothing. Whole numbers, exact by the bounds shown here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain import native
+from toolchain.ir import Array, AvgPool2d, Conv2d, ConvTranspose2d, Dense, Graph, Identity, Op, Scale, Shape, Synapse, Upsample, weight_of
+from toolchain.ir.operations import largest_rows, largest_sum
+from toolchain.native import ticks
+
+VALUE_LIMIT = 127
+"""The kernel reads int8, and a mask of signs must not overflow."""
+
+FEW = 0.1
+CYCLES_A_RUN, CYCLES_A_SPIKE = 10, 10
+ADDED_A_CYCLE, MULTIPLIED_A_CYCLE = 16, 8
+"""What the choice between events and products reckons with; measured on AVX-512 to a factor of two."""
+
+WEIGHT_LIMIT = 2**15 - 1
+SUM_LIMIT = 2**31 - 1
+
+Pairs = list[list[tuple[int, int]]]
+"""Along one axis, for each place of the source: the places of the target it reaches, each with the place of the kernel."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One operation for the kernel. `sums` and `width` are the bytes of its sums and of what it makes, `made` how many values a sample."""
+
+    way: ticks.Connection
+    sums: int
+    width: int
+    made: int
+    worth: float
+    """The density of spikes at which a product of matrices takes as long, roughly"""
+    kept: tuple[Array, ...]
+    """What `way` points into"""
+
+
+class Events:
+    """A composition of operations on spikes, each an event-driven stage; called with (batch, source neurons) of int8 and where the currents are to lie."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = stages
+        self._instructions = native.widest()
+        self._worth = min(stage.worth for stage in stages)
+
+    def worth(self, spikes: Array, count: int | None) -> bool:
+        """Whether this takes less time than products of matrices, for `count` spikes (None: unknown, so as for few)."""
+        density = FEW if count is None else count / max(spikes.size, 1)
+        return density < self._worth and bool(spikes.flags.c_contiguous)
+
+    def __call__(self, spikes: Array, out: Array) -> None:
+        values, samples = spikes, len(spikes)
+        for stage in self._stages:
+            made = out if stage is self._stages[-1] else np.empty((samples, stage.made), np.int8)
+            address, target = values.ctypes.data, made.ctypes.data
+            ticks.deliver(stage.way, address, samples, target, width=stage.width, sums=stage.sums, instructions=self._instructions)
+            values = made
+
+
+def events(graph: Graph, synapse: Synapse, shapes: Sequence[Shape], entry: Shape, message: npt.DTypeLike) -> Events | None:
+    """The kernel's form of a synapse that delivers `message`; `shapes` are what each operation makes of `entry`. None where it has none: floats, graded
+    sources, groups of channels, numbers beyond its types, or a package without its compiled part."""
+    if not graph.integer or graph.population(synapse.source).kind != "couple" or native.missing() is not None:
+        return None
+    shape, largest, signed = entry, 1, _signed(graph, synapse)
+    steps = [(op, made) for op, made in zip(synapse.ops, shapes, strict=True) if not _passes(op)]
+    stages: list[Stage] = []
+    for i, (op, made) in enumerate(steps):
+        width = np.dtype(message).itemsize if i == len(steps) - 1 else 1
+        sums = _largest_partial(op, graph, largest, signed)
+        delivered = largest_sum(op, graph.tensors, largest)[1]
+        fits = largest <= VALUE_LIMIT and sums <= SUM_LIMIT and delivered <= (VALUE_LIMIT if width == 1 else 2 ** (8 * width - 1) - 1)
+        if width > 4 or not fits or getattr(op, "groups", 1) != 1:
+            return None
+        stage = _stage(op, graph, shape, made, 2 if sums < 2**15 else 4, width)
+        if stage is None:
+            return None
+        stages.append(stage)
+        shape, largest, signed = made, delivered, True
+    return Events(stages) if stages else None
+
+
+def _passes(op: Op) -> bool:
+    """Whether an operation changes nothing in integers."""
+    return isinstance(op, Identity) or (isinstance(op, Scale) and op.weight is None)
+
+
+def _signed(graph: Graph, synapse: Synapse) -> bool:
+    """Whether the source of a synapse has minus members in a phase that has the synapse."""
+    found = {phase.dynamics[synapse.source].members for phase in graph.phases if synapse in phase.synapses}
+    return found != {"plus"}
+
+
+def _largest_partial(op: Op, graph: Graph, largest: int, signed: bool) -> int:
+    """The largest sum of mantissas in a target neuron, in whatever order: of values of one sign only positive or only negative weights add up."""
+    name = weight_of(op)
+    if name is None or signed:
+        return largest_sum(op, graph.tensors, largest)[0]
+    weight = graph.tensors[name].astype(np.int64)
+    return largest * int(max(largest_rows(op, {name: np.maximum(sign * weight, 0)}) for sign in (1, -1)))
+
+
+def _stage(op: Op, graph: Graph, shape: Shape, made: Shape, sums: int, width: int) -> Stage | None:
+    name = weight_of(op)
+    weight = None if name is None else graph.tensors[name]
+    if weight is not None and (np.abs(weight).max(initial=0) > WEIGHT_LIMIT or not np.issubdtype(weight.dtype, np.integer)):
+        return None
+    if isinstance(op, Dense):
+        assert weight is not None
+        matrix = weight if op.transpose else weight.T
+        one: Pairs = [[(0, 0)]]
+        return _connection((prod(shape), 1, 1), (prod(made), 1, 1), one, one, ([0], [0]), matrix[:, None, None, :], op, sums, width)
+    shape, made = _image(shape), _image(made)
+    rows, columns = (_pairs(op, axis, shape[1 + axis], made[1 + axis], weight) for axis in (0, 1))
+    if isinstance(op, (Conv2d, ConvTranspose2d)):
+        assert weight is not None
+        order = _slots(op, weight.shape[2], 0), _slots(op, weight.shape[3], 1)
+        ordered = weight[:, :, order[0]][:, :, :, order[1]]
+        return _connection(
+            shape, made, rows, columns, order, ordered.transpose((1, 2, 3, 0) if _gathers(op) else (0, 2, 3, 1)), op, sums, width
+        )
+    factors = np.ones(shape[0], np.int64) if weight is None else weight
+    places = [list(range(1 + max((k for found in pairs for _, k in found), default=0))) for pairs in (rows, columns)]
+    return _connection(shape, made, rows, columns, (places[0], places[1]), factors, op, sums, width)
+
+
+def _image(shape: Shape) -> Shape:
+    """As (channels, rows, columns)."""
+    return shape if len(shape) == 3 else (shape[0], prod(shape[1:]), 1)
+
+
+def _connection(
+    shape: Shape, made: Shape, rows: Pairs, columns: Pairs, order: tuple[list[int], list[int]], weight: Array, op: Op, sums: int, width: int
+) -> Stage:
+    """`order` has the kernel's places in the order of their slots; `weight` is (channel, slot row, slot column, made), or one factor a channel."""
+    kept = (*_runs(rows, order[0]), *_runs(columns, order[1]), np.ascontiguousarray(weight, np.int16))
+    row_begin, row_runs, column_begin, column_runs, weights = (array.ctypes.data for array in kept)
+    way = ticks.Connection(
+        channels=shape[0],
+        places=shape[1] * shape[2],
+        width=shape[2],
+        made=made[0],
+        made_places=made[1] * made[2],
+        made_width=made[2],
+        slot_rows=len(order[0]),
+        slot_columns=len(order[1]),
+        diagonal=int(weight.ndim == 1),
+        exponent=getattr(op, "exponent", 0),
+        row_begin=row_begin,
+        column_begin=column_begin,
+        rows=row_runs,
+        columns=column_runs,
+        weight=weights,
+    )
+    return Stage(way, sums, width, prod(made), _worth(rows, columns, kept[1], kept[3], made[0], weight), kept)
+
+
+def _worth(rows: Pairs, columns: Pairs, row_runs: Array, column_runs: Array, made: int, weight: Array) -> float:
+    """See `Stage`: a spike's cost by its runs and targets, against that of one source neuron in a product."""
+    if weight.ndim == 1:
+        return np.inf
+    reached = [sum(map(len, pairs)) / len(pairs) for pairs in (rows, columns)]
+    runs = reached[0] * len(column_runs) / len(columns)
+    targets = reached[0] * reached[1] * made
+    return (targets / MULTIPLIED_A_CYCLE) / (CYCLES_A_SPIKE + CYCLES_A_RUN * runs + targets / ADDED_A_CYCLE)
+
+
+def _gathers(op: Op) -> bool:
+    """Whether windows of the source make each target (else each source is spread over a window of the target)."""
+    return isinstance(op, (Conv2d, AvgPool2d)) != getattr(op, "transpose", False)
+
+
+def _pairs(op: Op, axis: int, size: int, made: int, weight: Array | None) -> Pairs:
+    if isinstance(op, Scale):
+        return [[(place, 0)] for place in range(size)]
+    stride, kernel, padding, dilation = _window(op, axis, weight)
+    found: Pairs = [[] for _ in range(size)]
+    if isinstance(op, Upsample) and op.transpose:
+        for place in range(size):
+            found[place].append((place // stride, place % stride))
+    elif _gathers(op):
+        for target in range(made):
+            for k in range(kernel):
+                place = target * stride + k * dilation - padding
+                if 0 <= place < size:
+                    found[place].append((target, k))
+    else:
+        for place in range(size):
+            reached = [(place * stride + k * dilation - padding, k) for k in range(kernel)]
+            found[place] = [(target, k) for target, k in reached if 0 <= target < made]
+    return found
+
+
+def _window(op: Any, axis: int, weight: Array | None) -> tuple[int, int, int, int]:
+    """Stride, kernel, padding and dilation along an axis."""
+    if isinstance(op, Upsample):
+        return op.factor, op.factor, 0, 1
+    if isinstance(op, AvgPool2d):
+        return op.stride[axis], op.kernel[axis], op.padding[axis], 1
+    assert weight is not None
+    return op.stride[axis], weight.shape[2 + axis], op.padding[axis], op.dilation[axis]
+
+
+def _slots(op: Conv2d | ConvTranspose2d, kernel: int, axis: int) -> list[int]:
+    """The places of a kernel in an order in which those that neighbouring targets need lie side by side."""
+    if not _gathers(op):
+        return list(range(kernel))
+    step = max(1, op.stride[axis] // op.dilation[axis])
+    return [k for first in range(step) for k in reversed(range(first, kernel, step))]
+
+
+def _runs(pairs: Pairs, order: list[int]) -> tuple[Array, Array]:
+    """Where each source place's runs begin, and the runs (target, slot, length)."""
+    slot = {k: i for i, k in enumerate(order)}
+    begin, runs = [0], []
+    for found in pairs:
+        last: list[int] | None = None
+        for target, k in sorted(found):
+            if last is not None and (target, slot[k]) == (last[0] + last[2], last[1] + last[2]):
+                last[2] += 1
+            else:
+                last = [target, slot[k], 1]
+                runs.append(last)
+        begin.append(len(runs))
+    return np.array(begin, np.int32), np.array(runs or [[0, 0, 0]], np.int32)
