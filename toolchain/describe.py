@@ -67,7 +67,7 @@ def processes(graph: Graph) -> tuple[Process, ...]:
 
 def _population_process(graph: Graph, population: Population) -> Process:
     name = population.name
-    ticks = {phase.name: _turns(phase, name) for phase in graph.phases if name in phase.order}
+    ticks: dict[str, dict[str, int]] = {phase.name: _turns(phase, name) for phase in graph.phases if name in phase.order}
     idle = tuple(phase.name for phase in graph.phases if name not in phase.order)
     return Process(name, _kind(population.kind), size(population.shape), ticks, PORTS[population.kind], idle=idle)
 
