@@ -256,16 +256,22 @@ def inspect(
 
 
 @app.command(
-    epilog=_examples("deploy mnist-fc --target lava-sim --samples 100", "deploy mnist-fc.fsnn --target sim --predictions out.npz --json")
+    epilog=_examples(
+        "deploy mnist-fc --target lava-sim --samples 100",
+        "deploy mnist-fc.fsnn --target sim --predictions out.npz --json",
+        "deploy mnist-fc --target lava-sim --jobs 2",
+        "deploy mnist-fc --target lava-sim --scheduler tcp://127.0.0.1:8786",
+    )
 )
 def deploy(
+    context: typer.Context,
     model: Model,
     target: Annotated[str, typer.Option(metavar="T", help="A name from `toolchain targets`.")],
     dataset: Dataset = "mnist-1k",
     samples: Samples = None,
     batch: Annotated[str, typer.Option(metavar="auto|B", help="Samples that run side by side.")] = "auto",
-    jobs: Annotated[int, typer.Option(metavar="J", help="Not part of this version beyond 1.")] = 1,
-    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Not part of this version.")] = None,
+    jobs: Annotated[int, typer.Option(metavar="J", help="Processes of this machine that share the samples.")] = 1,
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler whose workers share the samples.")] = None,
     synapses: Annotated[str, typer.Option(metavar="own|stock", help="lava-sim: our synapse processes, or Lava's.")] = "own",
     device: Device = "auto",
     fallback: Fallback = None,
@@ -282,8 +288,8 @@ def deploy(
     """
     if jobs < 1:
         raise UsageError(f"--jobs takes a whole number from 1, not {jobs}")
-    _later("--jobs above 1", jobs != 1)
-    _later("--scheduler", scheduler)
+    if scheduler is not None:
+        _unused(context, "--scheduler, whose workers are the jobs", ("jobs",))
     _later("--resume of deploy", resume)
     outcome = toolchain.deploy(
         model,
@@ -291,6 +297,8 @@ def deploy(
         dataset=dataset,
         samples=samples,
         batch=batch if batch == "auto" else _whole(batch, "--batch"),
+        jobs=jobs,
+        scheduler=scheduler,
         synapses=synapses,
         device=device,
         fallback=fallback,

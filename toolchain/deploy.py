@@ -1,25 +1,31 @@
-"""Run a data set through a target and record what came out."""
+"""Run a data set through a target and record what came out: in this process, or in shards by workers here and elsewhere (`toolchain.crews`)."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from toolchain import codec, data, devices
+import toolchain
+from toolchain import checkpoint, codec, crews, data, devices, shards
 from toolchain.compiler import executable, forward_only, graph_for, lowered
 from toolchain.errors import UsageError
 from toolchain.files import ready_folder, replace_file
+from toolchain.ir import Array, Graph
 from toolchain.module_run import ModuleRun, carries_feedback, outline
 from toolchain.passes import FLOAT_PIPELINE, Fold
 from toolchain.progress import say, track
+from toolchain.shards import Message
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Target, get
 from toolchain.versions import versions
@@ -36,7 +42,8 @@ class Deployment:
     """One data set on one target. Accuracies are fractions of 1; `seconds` leaves out start-up and compilation (`startup_seconds`).
 
     Synaptic operations are None where target torch ran a network that has no graph: they are counted on graphs. `rates` of couples, (samples, *shape),
-    have the first samples only where all would be more than `RATE_VALUES`.
+    have the first samples only where all would be more than `RATE_VALUES`. Where several `jobs` shared the samples, `seconds` is the time of all of
+    them together, and `device` and `versions` are theirs; `retries` counts shards that were run again.
     """
 
     model: str
@@ -61,9 +68,11 @@ class Deployment:
     labels: npt.NDArray[np.int64] = field(repr=False)
     logits: npt.NDArray[np.float64] = field(repr=False)
     rates: dict[str, npt.NDArray[np.float64]] = field(repr=False)
+    jobs: int = 1
+    retries: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        hidden = ("predictions", "labels", "logits", "rates")
+        hidden = ("predictions", "labels", "logits", "rates", *(() if self.retries else ("retries",)))
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
 
     def to_text(self) -> str:
@@ -75,6 +84,8 @@ class Deployment:
             f"{self.samples_per_second:,.0f} samples/s ({self.seconds:.2f} s, start-up {self.startup_seconds:.2f} s), {self.spikes_per_sample:,.0f} spikes and "
             f"{operations} synaptic operations per sample, {self.saturations:,} saturations"
             + (f", {self.clipped_currents:,} input currents clipped" if self.clipped_currents else "")
+            + (f"\n{self.jobs} jobs shared the samples" if self.jobs > 1 else "")
+            + (f", {self.retries:,} shards were run again" if self.retries else "")
         )
 
 
@@ -95,6 +106,8 @@ def deploy(
     dataset: str = "mnist-1k",
     samples: int | None = None,
     batch: str | int = "auto",
+    jobs: int = 1,
+    scheduler: str | None = None,
     synapses: str = "own",
     device: str = "auto",
     fallback: str | None = None,
@@ -103,16 +116,27 @@ def deploy(
 ) -> Deployment:
     """Classify `dataset` (its first `samples` test samples) with `model` on `target`.
 
-    Where the target is missing here, `fallback` names the one to run instead: said on stderr and recorded in `ran_on`. `predictions` writes an
-    .npz with predictions, labels, logits and rates. Raises UsageError for a bad name or option, DesignRuleError where the graph does not fit.
+    `jobs` processes of this machine share the samples, or the workers of the Dask `scheduler` at an address; the result is the same (docs/scaling.md).
+    Where the target is missing (on the machines that would run it), `fallback` names the one to run instead: said on stderr and recorded in `ran_on`.
+    `predictions` writes an .npz with predictions, labels, logits and rates. Raises UsageError for a bad name or option, DesignRuleError where the graph
+    does not fit.
     """
+    if jobs < 1:
+        raise UsageError(f"jobs is {jobs}: give a whole number from 1")
+    if scheduler is not None and jobs > 1:
+        raise UsageError(f"the workers of '{scheduler}' are the jobs, and {jobs} more are asked for: give jobs or a scheduler")
     source = find(model)
-    chosen = available(target, fallback)
+    get(target)
     time_steps, size = sample_shape(source, dataset)
     loaded = data.load(dataset, samples=samples, data_dir=data_dir, time_steps=time_steps, image_size=size)
     if predictions is not None:
         _require_place(Path(predictions))
-    deployment = classify(source, chosen, target, loaded, Options(batch, synapses, device))
+    options = Options(batch, synapses, device)
+    if jobs == 1 and scheduler is None:
+        deployment = classify(source, available(target, fallback), target, loaded, options)
+    else:
+        with crews.crew(opened, jobs, scheduler) as crew:
+            deployment = shared(model, source, available(target, fallback, lacks=crew.lacks), target, loaded, options, crew)
     if predictions is not None:
         write_predictions(deployment, Path(predictions))
     return deployment
@@ -123,8 +147,70 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
     began = time.perf_counter()
     with started(source, chosen, options, phases=("forward",)) as run:
         ready = time.perf_counter()
-        seen = _seen(run, dataset, f"{source.name} on {chosen.name}")
+        watch = _Watch(run)
+        starts = range(0, len(dataset), CHUNK)
+        label = f"{source.name} on {chosen.name}"
+        pieces = [watch.see(dataset.images[first : first + CHUNK], first) for first in track(starts, label, total=len(starts))]
         graph = run.graph
+    seen = _joined(pieces)
+    return _deployment(
+        source, chosen, asked, dataset, graph, seen, device=device_of(chosen, options), startup=ready - began, seconds=seen.seconds
+    )
+
+
+def shared(
+    model: Model, source: Source, chosen: Target, asked: str, dataset: data.Dataset, options: Options, crew: crews.OpenCrew
+) -> Deployment:
+    """`classify`, where the workers of `crew` share the samples: they get the compiled graph and their rows, and the answers are put in order."""
+    began = time.perf_counter()
+    job = _job(model, source, chosen, options)
+    graph = _graph_of(job)
+    dealt = shards.dealt(
+        len(dataset),
+        crew.size,
+        neurons=sum(prod(population.shape) for population in graph.populations),
+        batch=None if options.batch == "auto" else _batch(options.batch),
+        exact=graph.integer,
+    )
+    names = [f"samples {part.start:,} to {part.stop - 1:,} of {dataset.name}" for part in dealt]
+    tries = shards.Tries()
+    greetings = crew.ready(job, len(dealt), tries)
+    ready = time.perf_counter()
+    label = f"{source.name} on {chosen.name}, {len(greetings)} jobs"
+    found = dict(track(shards.answers(crew, [_question(dataset, part) for part in dealt], names, tries), label, total=len(dealt)))
+    seconds = time.perf_counter() - ready
+    deployment = _deployment(
+        source,
+        chosen,
+        asked,
+        dataset,
+        graph,
+        _joined([_Seen.of(found[number]) for number in range(len(dealt))]),
+        device=", ".join(sorted({hello.facts["device"] for hello in greetings})),
+        startup=ready - began,
+        seconds=seconds,
+    )
+    theirs = [hello.facts["versions"] for hello in greetings]
+    return replace(
+        deployment,
+        versions={name: ", ".join(sorted({versions[name] for versions in theirs})) for name in theirs[0]},
+        jobs=len(greetings),
+        retries=tries.again + crew.run_again(),
+    )
+
+
+def _deployment(
+    source: Source,
+    chosen: Target,
+    asked: str,
+    dataset: data.Dataset,
+    graph: Graph,
+    seen: _Seen,
+    *,
+    device: str,
+    startup: float,
+    seconds: float,
+) -> Deployment:
     predicted = np.asarray(seen.logits.argmax(axis=1), np.int64)
     correct = int((predicted == dataset.labels).sum())
     phase = graph.phase("forward")
@@ -132,16 +218,16 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
         model=source.name,
         target=asked,
         ran_on=chosen.name,
-        device=device_of(chosen, options),
+        device=device,
         dataset=dataset.name,
         samples=len(predicted),
         correct=correct,
         accuracy=correct / len(predicted),
         time_steps=phase.time_steps,
         timing=phase.timing.mode,
-        startup_seconds=ready - began,
-        seconds=seen.seconds,
-        samples_per_second=len(predicted) / seen.seconds,
+        startup_seconds=startup,
+        seconds=seconds,
+        samples_per_second=len(predicted) / seconds,
         spikes_per_sample=seen.spikes / len(predicted),
         synaptic_operations_per_sample=None if seen.operations is None else seen.operations / len(predicted),
         saturations=seen.saturations,
@@ -156,7 +242,7 @@ def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a data set left behind on a target; sums over all samples, `seconds` of the target alone."""
+    """What samples left behind on a target; sums over all of them, `seconds` of the target alone."""
 
     logits: npt.NDArray[np.float64]
     rates: dict[str, npt.NDArray[np.float64]]
@@ -166,42 +252,143 @@ class _Seen:
     clipped_currents: int
     seconds: float
 
+    def message(self) -> Message:
+        facts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("logits", "rates")}
+        return Message(facts, {"logits": self.logits} | {f"rates.{name}": rates for name, rates in self.rates.items()})
 
-def _seen(run: Executable, dataset: data.Dataset, label: str) -> _Seen:
-    """Every sample through a target, `CHUNK` at a time: of large networks no more is kept than fits in memory."""
-    graph = run.graph
-    phase = graph.phase("forward")
-    couples = graph.of_kind("couple")
-    kept = max(1, RATE_VALUES // sum(prod(population.shape) for population in couples))
-    fan_outs = codec.weights_met(graph, phase) if phase.synapses else None
-    logits: list[Any] = []
-    rates: dict[str, list[Any]] = {population.name: [] for population in couples}
-    spikes = operations = seconds = 0.0
-    saturations = clipped = 0
-    starts = range(0, len(dataset), CHUNK)
-    for first in track(starts, label, total=len(starts)):
-        images = dataset.images[first : first + CHUNK]
+    @classmethod
+    def of(cls, message: Message) -> _Seen:
+        rates = {name.removeprefix("rates."): rates for name, rates in message.arrays.items() if name != "logits"}
+        return cls(logits=message.arrays["logits"], rates=rates, **message.facts)
+
+
+class _Watch:
+    """Reads what a target makes of samples, a piece of the data set at a time: of large networks no more is kept than fits in memory."""
+
+    def __init__(self, run: Executable) -> None:
+        self._run = run
+        self._graph = run.graph
+        phase = self._graph.phase("forward")
+        self._couples = self._graph.of_kind("couple")
+        self._kept = max(1, RATE_VALUES // sum(prod(population.shape) for population in self._couples))
+        self._fan_outs = codec.weights_met(self._graph, phase) if phase.synapses else None
+
+    def see(self, images: Array, first: int) -> _Seen:
+        """Run `images`, the samples of the data set from number `first`."""
+        graph = self._graph
         began = time.perf_counter()
-        result = run.run(images)
-        seconds += time.perf_counter() - began
-        logits.append(codec.logits(graph, result))
-        for name, found in rates.items():
-            spikes += float(result.activity[name].sum())
-            if first < kept:
-                found.append(codec.rates(graph, result, name)[: kept - first])
-        if fan_outs is not None:
-            operations += float(codec.synaptic_operations(graph, result, inputs=images, fan_outs=fan_outs).sum())
-        saturations += sum(int(s.sum()) for s in result.saturations.values())
-        clipped += codec.clipped_currents(graph, images)
+        result = self._run.run(images)
+        seconds = time.perf_counter() - began
+        names = [population.name for population in self._couples]
+        operations = None
+        if self._fan_outs is not None:
+            operations = float(codec.synaptic_operations(graph, result, inputs=images, fan_outs=self._fan_outs).sum())
+        return _Seen(
+            codec.logits(graph, result),
+            {name: codec.rates(graph, result, name)[: max(0, self._kept - first)] for name in names},
+            sum(float(result.activity[name].sum()) for name in names),
+            operations,
+            sum(int(s.sum()) for s in result.saturations.values()),
+            codec.clipped_currents(graph, images),
+            seconds,
+        )
+
+
+def _joined(pieces: Sequence[_Seen]) -> _Seen:
+    """The pieces of a data set, in order, as one."""
+    operations = [piece.operations for piece in pieces if piece.operations is not None]
     return _Seen(
-        np.concatenate(logits),
-        {name: np.concatenate(found) for name, found in rates.items()},
-        spikes,
-        None if fan_outs is None else operations,
-        saturations,
-        clipped,
-        seconds,
+        np.concatenate([piece.logits for piece in pieces]),
+        {name: np.concatenate([piece.rates[name] for piece in pieces]) for name in pieces[0].rates},
+        sum(piece.spikes for piece in pieces),
+        sum(operations) if operations else None,
+        sum(piece.saturations for piece in pieces),
+        sum(piece.clipped_currents for piece in pieces),
+        sum(piece.seconds for piece in pieces),
     )
+
+
+def _job(model: Model, source: Source, chosen: Target, options: Options) -> Message:
+    """What a worker needs to open the job: the compiled graph, the target's name and options, and for target torch where the module's weights are."""
+    configured = configure(chosen, options)
+    outlined = _module_graph(source, chosen, options, ("forward",))
+    graph = forward_only(graph_for(source, configured)) if outlined is None else outlined
+    facts: dict[str, Any] = {
+        "toolchain": toolchain.__version__,
+        "target": chosen.name,
+        "options": {"batch": options.batch, "synapses": options.synapses, "device": options.device},
+        "graph": msgspec.to_builtins(msgspec.structs.replace(graph, tensors={})),
+    }
+    arrays = {f"graph.{name}": tensor for name, tensor in graph.tensors.items()}
+    if outlined is None:
+        return Message(facts, arrays)
+    file = _checkpoint_of(model, source)
+    facts["module"] = None if file else source.name
+    return Message(facts, arrays | ({"checkpoint": np.frombuffer(file, np.uint8)} if file else {}))
+
+
+def _checkpoint_of(model: Model, source: Source) -> bytes:
+    """The file that holds the module's weights; empty where the package has them."""
+    from toolchain import models
+
+    if not isinstance(model, (str, os.PathLike)):
+        raise UsageError(
+            f"'{source.name}' is a module of this program, and workers get no pickles: give a zoo name, a run folder, a checkpoint or an artefact, or leave jobs out"
+        )
+    if str(model) in models.names():
+        return b""
+    path = Path(model)
+    return (path / checkpoint.NAME if path.is_dir() else path).read_bytes()
+
+
+def _graph_of(job: Message) -> Graph:
+    tensors = {name.removeprefix("graph."): array for name, array in job.arrays.items() if name != "checkpoint"}
+    return msgspec.structs.replace(msgspec.convert(job.facts["graph"], Graph), tensors=tensors)
+
+
+def _question(dataset: data.Dataset, part: slice) -> Callable[[], bytes]:
+    return lambda: Message({"first": part.start}, {"images": np.asarray(dataset.images[part])}).packed()
+
+
+class _Opened:
+    """A job as a worker has it open: the target, running."""
+
+    def __init__(self, run: Executable, device: str) -> None:
+        self._run = run
+        self._device = device
+        self._watch = _Watch(run)
+
+    def greeting(self) -> Message:
+        return Message({"device": self._device, "versions": versions()})
+
+    def answer(self, question: Message) -> Message:
+        return self._watch.see(question.arrays["images"], question.facts["first"]).message()
+
+    def close(self) -> None:
+        self._run.close()
+
+
+def opened(job: Message) -> _Opened:
+    """Start what `_job` described; runs in a worker."""
+    chosen, options, graph = get(job.facts["target"]), Options(**job.facts["options"]), _graph_of(job)
+    if "module" in job.facts:
+        run: Executable = _module_executable(_module_of(job), graph, options)
+    else:
+        run = executable(configure(chosen, options), graph)
+    try:
+        return _Opened(run, device_of(chosen, options))
+    except BaseException:
+        run.close()
+        raise
+
+
+def _module_of(job: Message) -> Source:
+    if job.facts["module"] is not None:
+        return find(job.facts["module"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / checkpoint.NAME
+        path.write_bytes(job.arrays["checkpoint"].tobytes())
+        return find(path)
 
 
 def sample_shape(source: Source, dataset: str) -> tuple[int | None, int | None]:
@@ -214,19 +401,26 @@ def sample_shape(source: Source, dataset: str) -> tuple[int | None, int | None]:
     return graph.phase("forward").time_steps, data.size_for(dataset, graph.of_kind("input")[0].shape)
 
 
-def available(target: str, fallback: str | None = None, *, instead: str = "add --fallback sim to run there instead") -> Target:
+def available(
+    target: str,
+    fallback: str | None = None,
+    *,
+    instead: str = "add --fallback sim to run there instead",
+    lacks: Callable[[str], str | None] | None = None,
+) -> Target:
     """The target called `target`, or `fallback` where it is missing here (said on stderr).
 
-    UsageError where neither can run: it ends in `instead`, what to do where the target cannot be installed.
+    `lacks` says what a target of some name lacks where it would run, this process by default. UsageError where neither can run: it ends in `instead`,
+    what to do where the target cannot be installed.
     """
     chosen = get(target)
     other = None if fallback is None else get(fallback)
-    missing = chosen.available()
+    missing = chosen.available() if lacks is None else lacks(target)
     if missing is None:
         return chosen
     if other is None:
         raise UsageError(f"{missing}; or {instead}")
-    still = other.available()
+    still = other.available() if lacks is None else lacks(other.name)
     if still is not None:
         raise UsageError(f"{missing}; the fallback cannot run either: {still}")
     say(f"toolchain: {missing}; running on '{fallback}' instead, as --fallback says")
@@ -246,7 +440,17 @@ def started(source: Source, chosen: Target, options: Options, phases: tuple[str,
 
 
 def _module_run(source: Source, chosen: Target, options: Options, phases: tuple[str, ...]) -> Executable | None:
-    """The module itself, where target torch is asked for what the module can do: counts and rates, no traces."""
+    graph = _module_graph(source, chosen, options, phases)
+    return None if graph is None else _module_executable(source, graph, options)
+
+
+def _module_executable(source: Source, graph: Graph, options: Options) -> Executable:
+    assert source.module is not None
+    return ModuleRun(source.module, graph, device=options.device, batch=None if options.batch == "auto" else _batch(options.batch))
+
+
+def _module_graph(source: Source, chosen: Target, options: Options, phases: tuple[str, ...]) -> Graph | None:
+    """What names the populations of the module itself, where target torch is asked for what that can do: counts and rates, no traces."""
     if chosen.name != "torch" or source.module is None or options.trace:
         return None
     from toolchain.lower import not_compiled
@@ -259,12 +463,9 @@ def _module_run(source: Source, chosen: Target, options: Options, phases: tuple[
         return None
     if reason is not None and forward:
         say(f"toolchain: {reason}; target torch runs the module all the same, without a count of synaptic operations")
-        graph = outline(source.module)
-    else:
-        graph = lowered(source)
-        graph = Fold()(forward_only(graph)) if forward else FLOAT_PIPELINE.until("adjoint")(graph)
-    batch = None if options.batch == "auto" else _batch(options.batch)
-    return ModuleRun(source.module, graph, device=options.device, batch=batch)
+        return outline(source.module)
+    graph = lowered(source)
+    return Fold()(forward_only(graph)) if forward else FLOAT_PIPELINE.until("adjoint")(graph)
 
 
 def configure(chosen: Target, options: Options) -> Target:

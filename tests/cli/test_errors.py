@@ -19,8 +19,6 @@ from toolchain.target import get
 ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = [
-    ("deploy mnist-fc --target sim --jobs 2", "--jobs"),
-    ("deploy mnist-fc --target sim --scheduler localhost:8786", "--scheduler"),
     ("deploy mnist-fc --target sim --resume", "--resume"),
     *[(f"{verb} mnist-fc --any thing", verb) for verb in ("learn", "estimate", "import")],
 ]
@@ -44,6 +42,7 @@ USAGE = [
     ("deploy mnist-fc --target sim --samples 0", "samples"),
     ("deploy mnist-fc --target sim --batch many", "--batch"),
     ("deploy mnist-fc --target sim --batch 0", "batch"),
+    ("deploy mnist-fc --target sim --scheduler tcp://127.0.0.1:1 --jobs 2", "--jobs would not be used by --scheduler"),
     ("deploy mnist-fc --target sim --synapses stock", "synapses"),
     ("compile mnist-fc -o x.fsnn --input other", "unknown input 'other'.*bias, graded"),
     ("deploy mnist-fc --target torch --device tpu", "cuda"),

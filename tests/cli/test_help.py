@@ -33,7 +33,7 @@ def test_help_takes_less_than_300_ms(shell):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["deploy", "--help"], ["deploy", "mnist-fc", "--target", "sim", "--jobs", "2"]]
+    "words", [["--help"], ["--version"], ["deploy", "--help"], ["deploy", "mnist-fc", "--target", "sim", "--resume"]]
 )
 def test_help_and_refusals_load_nothing_heavy(shell, words):
     code = f"""

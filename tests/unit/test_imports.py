@@ -18,12 +18,12 @@ RANKS = [
     {"errors"},
     {"ir", "native", "network", "files", "versions"},
     {"notation"},
-    {"fixed", "limits", "metrics", "progress", "processes", "devices", "config", "data", "augment", "wiring", "planning"},
+    {"fixed", "limits", "metrics", "progress", "processes", "devices", "config", "data", "augment", "wiring", "planning", "shards"},
     {"artifact", "passes", "utilisation"},
     {"describe", "drawing"},
     {"process_drawing"},
     {"target"},
-    {"codec"},
+    {"codec", "crews"},
     {"plasticity"},
     {"targets"},
     {"analysis"},
@@ -65,6 +65,8 @@ LIGHT = (
     "cli",
     "doctor",
     "progress",
+    "shards",
+    "crews",
     "versions",
 )
 HEAVY = ("torch", "lava", "matplotlib", "rich", "scipy", "safetensors.torch", "torchvision")
