@@ -7,7 +7,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types bench bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning
+.PHONY: help demo test test-core lint types bench bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -49,6 +49,9 @@ bench-quantization: $(VENV)/ready  ## every trained network's accuracy in floats
 
 bench-learning: $(VENV)/ready  ## learning on Lava processes, floats and 8 bits, beside the readout alone and PyTorch SPIDE; out/learning.png
 	$(VENV)/bin/python benchmarks/learning.py --picture out/learning.png
+
+bench-netx: $(VENV)/ready  ## networks as netx files, read by lava-dl and run in Lava, beside the exact graph
+	$(VENV)/bin/python benchmarks/netx.py --thresholds
 
 $(VENV)/ready: $(PINS)
 	.ci/make-venv lava $(VENV)

@@ -210,8 +210,8 @@ def _require_chain(graph: Graph, model: str) -> None:
         late = [bias.start for bias in biases if bias.start]
         if late:
             problems.append(f"the bias of '{name}' starts at step {late[0]}, and a netx bias with the first step")
-    joined = [(s.source, s.target) for s in phase.synapses]
-    twice = {pair for pair in joined if joined.count(pair) > 1}
+    pairs = [(s.source, s.target) for s in phase.synapses]
+    twice = {pair for pair in pairs if pairs.count(pair) > 1}
     problems += [
         f"'{source}' and '{target}' are joined by several connections, and a netx block has one" for source, target in sorted(twice)
     ]
@@ -232,14 +232,8 @@ def _unmergeable(graph: Graph, synapse: Synapse) -> str | None:
     for op in synapse.ops:
         known = isinstance(op, (Dense, Conv2d, AvgPool2d, Identity, Scale))
         if not known or (getattr(op, "transpose", False) and not isinstance(op, Dense)):
-            name = (
-                "a transposed convolution"
-                if "Conv" in type(op).__name__
-                else "an upsampling"
-                if isinstance(op, Upsample)
-                else "a transposed pool"
-            )
-            return f"has {name}, which lava-dl's reader does not make"
+            names: dict[type, str] = {Upsample: "an upsampling", AvgPool2d: "a transposed pool"}
+            return f"has {names.get(type(op), 'a transposed convolution')}, which lava-dl's reader does not make"
     try:
         joined(synapse, graph, exact=False)
     except GraphError as error:
