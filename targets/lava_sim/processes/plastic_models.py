@@ -14,7 +14,7 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 from toolchain import plasticity
-from toolchain.ir import Array, Synapse
+from toolchain.ir import Array
 from toolchain.targets.lava_sim.composition import Composition
 from toolchain.targets.lava_sim.plan import PlasticPart
 from toolchain.targets.lava_sim.processes.clock import FORWARD, ClockedModel
