@@ -294,12 +294,12 @@ def _forget(processes: list[Any]) -> None:
 def _signals_later() -> Iterator[None]:
     """What Ctrl-C and SIGTERM raise in the main thread is raised at the end: no child is lost between its fork and its entry in a list."""
     came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.getsignal(number) for number in numbers}
     deferred = [number for number in numbers if callable(before[number])]
     try:
         for number in deferred:
-            signal.signal(number, lambda number, frame: came.append(number))
+            signal.signal(number, lambda sent, frame: came.append(sent))
         yield
     finally:
         for number in reversed(deferred):  # SIGINT last: its handler raises
@@ -336,9 +336,9 @@ def quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            for logger, handlers in zip(loggers, before, strict=True):
-                for handler in [handler for handler in logger.handlers if handler not in handlers]:
-                    logger.removeHandler(handler)
+            for logger, known in zip(loggers, before, strict=True):
+                for added in [each for each in logger.handlers if each not in known]:
+                    logger.removeHandler(added)
 
 
 def one_blas_thread() -> None:
