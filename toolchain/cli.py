@@ -12,20 +12,14 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, NoReturn, Protocol
 
-try:
-    import typer
+import typer
 
-    import toolchain
-    from toolchain import processes
-    from toolchain.errors import ToleranceError, ToolchainError, UsageError
-except KeyboardInterrupt:  # Ctrl-C right after Enter: `main` is not there yet to say so
-    print("toolchain: interrupted", file=sys.stderr)
-    sys.exit(130)
-
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+import toolchain
+from toolchain import endings, processes
+from toolchain.endings import INTERRUPTED, TERMINATED
+from toolchain.errors import ToleranceError, ToolchainError, UsageError
 
 app = typer.Typer(
     name="toolchain",
@@ -471,9 +465,9 @@ def main() -> NoReturn:
     """The command `toolchain`. Exit codes: 0 done, 1 the tool's error, 2 usage, 3 does not fit the chip, 4 outside a tolerance, 130 interrupted."""
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = "--debug" in sys.argv[1:]
-    _open_streams()
-    signal.signal(signal.SIGTERM, _terminated)
     try:
+        _open_streams()
+        endings.watch()
         code = typer.main.get_command(app)(arguments or ["--help"], prog_name="toolchain", standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of KeyboardInterrupt, and no verb returns it
             raise KeyboardInterrupt
@@ -490,8 +484,10 @@ def main() -> NoReturn:
         code = _failed(said, 2, debug) if processes.speaks() else 2
     except Exception as error:  # the boundary: whatever it is, a person reads one sentence
         code = _unexpected(error, debug)
-    # what is left is the interpreter's own end; Ctrl-C there would kill it after the result is out
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    endings.arrived()
+    # what is left is the interpreter's own end; a signal there would kill it after the result is out
+    for number in (signal.SIGINT, signal.SIGTERM):
+        atexit.register(signal.signal, number, signal.SIG_IGN)
     sys.exit(code)
 
 
@@ -531,11 +527,6 @@ def _failed(message: str, code: int, debug: bool = False) -> int:
     reasons = [" ".join(part.split()) for part in message.split("\n- ")]  # one sentence, or a line for each of several reasons
     print("toolchain: " + "\n  - ".join(reasons), file=sys.stderr, flush=True)
     return code
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave through every `finally`, so that a target stops what it started."""
-    sys.exit(TERMINATED)
 
 
 if __name__ == "__main__":
