@@ -39,6 +39,7 @@ RANKS = [
     {"comparison", "report"},
     {"compare", "verify", "tune", "exchange"},
     {"doctor"},
+    {"endings"},
     {"cli"},
     {"__main__"},
 ]
