@@ -35,11 +35,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
     def give(*words: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["toolchain", *map(str, words)])
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
             cli.main()
-        signal.signal(signal.SIGTERM, before)
+        for number, action in before.items():
+            signal.signal(number, action)
         out, err = capfd.readouterr()
         return Answer(left.value.code or 0, out, err)
 
