@@ -165,6 +165,11 @@ def _threads(jobs: int) -> dict[str, str]:
 
 def _begin(parent: int) -> None:
     """The first words of a worker: Ctrl-C is not for it, stdout belongs to the command's result, and it ends with its parent."""
+    from joblib.externals.loky import process_executor
+
+    process_executor._USE_PSUTIL = (
+        False  # it would restart a worker that has grown since its first answer, as one with a large network does
+    )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.dup2(2, 1)
@@ -197,6 +202,7 @@ class DaskCrew:
         self._name = f"toolchain-{uuid.uuid4().hex}"
         self._client: Any = None
         self._job: Any = None
+        self._asked = False
         self._workers: list[str] = []
         self._looked = 0.0
         self._running: dict[int, tuple[Any, str]] = {}
@@ -224,7 +230,7 @@ class DaskCrew:
                 client.cancel(
                     [*(future for future, _ in self._running.values()), *([self._job] if self._job is not None else [])], force=True
                 )
-                if self._job is not None:
+                if self._asked:
                     client.run(_end_on_dask, self._name, on_error="ignore", callback_timeout=shards.PATIENCE + 1)
             with contextlib.suppress(Exception):
                 client.close(timeout=1)
@@ -235,6 +241,7 @@ class DaskCrew:
 
     def ready(self, job: Message, most: int, tries: Tries) -> list[Message]:
         data = job.packed()
+        self._asked = True
         greetings = []
         for where, answer in self._on_workers(_ask_on_dask, self._opener, self._name, data).items():
             found = shards.read_answer(answer)
@@ -340,7 +347,12 @@ class DaskCrew:
     def _submit(self, function: Any, *arguments: object, **options: object) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Dask finds large arguments unusual
-            return self._client.submit(function, *arguments, pure=False, **options)
+            try:
+                return self._client.submit(function, *arguments, pure=False, **options)
+            except Exception as error:  # in whatever words: it is gone
+                raise ToolchainError(
+                    f"the scheduler at '{self._address}' takes no more shards ({_first_line(error)}): look at what it prints, then run again"
+                ) from error
 
     def _read(self, future: Any) -> Message | Failure:
         from distributed import KilledWorker
@@ -348,9 +360,9 @@ class DaskCrew:
         try:
             return shards.read_answer(future.result(timeout=GONE))
         except KilledWorker as error:
+            lost = error.allowed_failures + 1
             return Failure(
-                f"it ended every worker that tried it ({_first_line(error)}): check the workers' memory, then run again with a smaller batch",
-                again=False,
+                f"{lost} workers were lost while they ran this: check their memory, then run again with a smaller batch", again=False
             )
         except Exception as error:
             if future.status in ("cancelled", "lost") or isinstance(error, (OSError, TimeoutError)):
@@ -403,13 +415,15 @@ def _quiet_dask() -> Iterator[None]:
         return
     import distributed  # noqa: F401  (its own settings come first)
 
-    log = logging.getLogger("distributed")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]
+    levels = {log: log.level for log in map(logging.getLogger, names)}
+    for log in levels:
+        log.setLevel(logging.CRITICAL + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    log.setLevel(level)
+    for log, level in levels.items():
+        log.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:

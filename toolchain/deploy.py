@@ -362,7 +362,8 @@ class _Opened:
         return Message({"device": self._device, "versions": versions()})
 
     def answer(self, question: Message) -> Message:
-        return self._watch.see(question.arrays["images"], question.facts["first"]).message()
+        # copied, since torch wants arrays that it could write to
+        return self._watch.see(question.arrays["images"].copy(), question.facts["first"]).message()
 
     def close(self) -> None:
         self._run.close()

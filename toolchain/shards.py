@@ -131,7 +131,8 @@ class Tries:
     def count(self, what: str, failure: Failure) -> None:
         """Return where `what` is to be tried again; raise the failure's own error where that would not help, ToolchainError where it did not."""
         if not failure.again:
-            raise _error(failure.message, failure) from _cause(failure)
+            own = failure.exit_code != ToolchainError.exit_code  # the user's, whatever the samples
+            raise _error(failure.message if own else f"{what}: {failure.message}", failure) from _cause(failure)
         self._failed[what] += 1
         if self._failed[what] > RETRIES:
             raise ToolchainError(f"{what} failed {self._failed[what]} times, the last time because {failure.message}") from _cause(failure)
