@@ -6,6 +6,7 @@ Spikes of whole numbers take the native kernel (`events`) where there is one. `t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,15 @@ class Composition:
         self.inputs, self.outputs = prod(source), prod(target)
         self._entry = entry_shape(synapse.ops, source, target, graph.tensors)
         steps = [(op, made) for op, made in zip(synapse.ops, shapes, strict=True) if not isinstance(op, Identity)]
-        self._steps = [(_prepared(op, made, _final(graph, op, self.dtype), graph.integer), made) for op, made in steps]
+        self._prepare = lambda: [(_prepared(op, made, _final(graph, op, self.dtype), graph.integer), made) for op, made in steps]
+        self._copies = not steps
         self._dense = len(steps) == 1 and isinstance(steps[0][0], Dense)
         self._events = events(graph, synapse, shapes, self._entry, self.message)
+
+    @cached_property
+    def _steps(self) -> list[tuple[Operation, Shape]]:
+        """Made where they are first needed: in the process, and not in a host that forks many."""
+        return self._prepare()
 
     def __call__(self, spikes: Array) -> Array:
         """The currents (batch, target neurons) of `spikes` (batch, source neurons)."""
@@ -73,7 +80,7 @@ class Composition:
         if self._events is not None and spikes.dtype == np.int8 and self._events.worth(spikes, count):
             self._events(spikes, currents)
             return
-        if not self._steps:
+        if self._copies:
             currents[...] = spikes
             return
         if self._dense:

@@ -169,10 +169,21 @@ class Network:
         raise ToolchainError(message) from (RuntimeError(detail) if detail else None)
 
 
+def _configuration(processes: list[AbstractProcess], tag: str) -> Any:
+    """Lava's run configuration with the model of every process named: it would look for one process after the other, by executing all files beside it."""
+    from lava.magma.compiler.compiler_graphs import ProcGroupDiGraphs
+    from lava.magma.core.run_configs import Loihi2SimCfg
+
+    configuration = Loihi2SimCfg(select_tag=tag)
+    first = {type(process): process for process in processes}
+    models = {kind: configuration.select(process, ProcGroupDiGraphs._find_proc_models(process)) for kind, process in first.items()}
+    configuration.exception_proc_model_map = {process: models[type(process)] for process in processes}
+    return configuration
+
+
 def _compiled(processes: list[AbstractProcess], tag: str) -> Any:
     """A runtime of ours for the processes, not started yet."""
     from lava.magma.core.process.message_interface_enum import ActorType
-    from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.magma.runtime.message_infrastructure.multiprocessing import MultiProcessing, SystemProcess
     from lava.magma.runtime.runtime import Runtime
     from lava.magma.runtime.runtime_services.runtime_service import AsyncPyRuntimeService
@@ -225,7 +236,7 @@ def _compiled(processes: list[AbstractProcess], tag: str) -> Any:
             self.exception_q: list[Any] = []
             self._is_initialized = True
 
-    executable = processes[0].compile(Loihi2SimCfg(select_tag=tag))
+    executable = processes[0].compile(_configuration(processes, tag))
     position = {id(process): i for i, process in enumerate(processes)}
     executable.channel_builders.sort(key=lambda channel: position[id(channel.src_process)])  # float sums in the same order in every run
     free = all(issubclass(builder.proc_model, OwnPace) for builder in executable.proc_builders.values())
