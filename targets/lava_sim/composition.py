@@ -58,6 +58,8 @@ class Composition:
         steps = [(op, made) for op, made in zip(synapse.ops, shapes, strict=True) if not isinstance(op, Identity)]
         self._prepare = lambda: [(_prepared(op, made, _final(graph, op, self.dtype), graph.integer), made) for op, made in steps]
         self._copies = not steps
+        self._still = graph.population(synapse.source).kind == "input"
+        self._last: tuple[Array, Array] | None = None
         self._dense = len(steps) == 1 and isinstance(steps[0][0], Dense)
         self._events = events(graph, synapse, shapes, self._entry, self.message)
 
@@ -83,6 +85,20 @@ class Composition:
         if self._copies:
             currents[...] = spikes
             return
+        if self._still:
+            currents[...] = self._remembered(spikes)
+            return
+        self._multiply(currents, spikes)
+
+    def _remembered(self, values: Array) -> Array:
+        """Of an input: its image is the same at every step, and so are its currents."""
+        if self._last is None or not np.array_equal(self._last[0], values):
+            made = np.empty((len(values), self.outputs), self.message)
+            self._multiply(made, values)
+            self._last = values.copy(), made
+        return self._last[1]
+
+    def _multiply(self, currents: Array, spikes: Array) -> None:
         if self._dense:
             currents[...] = self._through(spikes)
             return

@@ -156,6 +156,23 @@ def test_without_a_compiler_numpy_gives_the_same_currents(name: str, monkeypatch
             np.testing.assert_array_equal(made, _expected(graph, spikes))
 
 
+def test_currents_of_an_image_are_kept_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = _graph("conv, stride 2", "drawn")
+    populations = (Population("a", graph.population("a").shape, "input"), graph.population("b"))
+    graph = Graph(populations, graph.phases, graph.tensors, Units("integer", {"forward": {"a": 15.0, "b": 1.0}}), graph.provenance)
+    (synapse,) = graph.phase("forward").synapses
+    composition = Composition(graph, synapse)
+    products = []
+    through = composition._through
+    monkeypatch.setattr(composition, "_through", lambda values: products.append(len(values)) or through(values))
+    first, second = np.random.default_rng(0).integers(0, 16, (2, 3, composition.inputs), np.int32)
+    for image in (first, first, second, second, first):
+        given = image.copy()
+        np.testing.assert_array_equal(composition(given), _expected(graph, image))
+        given[...] = 7  # the message's slot is used again
+    assert len(products) == 3
+
+
 @compiled
 @pytest.mark.parametrize(("fan", "last", "sums"), [(258, 1, 2), (258, 2, 4), (300, 127, 4)])
 def test_sums_of_16_bits_stop_where_they_could_overflow(fan: int, last: int, sums: int) -> None:
