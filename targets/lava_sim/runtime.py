@@ -144,25 +144,32 @@ class Network:
                 )
 
     def _look(self) -> None:
-        """Raise what the children that ended have left: a traceback first, then a death without one."""
-        dead = [i for i, child in enumerate(self._runtime.children) if not child.is_alive()]
-        for i in dead:
-            text = bytes(self._faults[i]).rstrip(b"\0").decode(errors="replace").strip()
-            if text:
-                self._fail(f"Lava process '{self._names[i]}' raised {text.splitlines()[-1]}: see the cause with --debug", text)
-        if not dead:
-            return
-        name, code = self._names[dead[0]], self._runtime.children[dead[0]].exitcode
-        how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
-        self._fail(f"Lava process '{name}' {how} in the middle of a run: check the machine's memory, then run again with a smaller batch")
+        """Raise what the children that ended have left. One that ended well was told to by Lava, for another that did not."""
+        if not all(child.is_alive() for child in self._runtime.children):
+            self._await_last_words()
 
     def _await_last_words(self) -> None:
         """Lava hears of an exception before the process that raised it has left its traceback and ended."""
         until = time.monotonic() + LAST_WORDS
         while time.monotonic() < until:
-            self._look()
+            self._report()
             time.sleep(LOOK)
-        self._fail("Lava reported an error of a process that did not say which: report the network")
+        self._fail("Lava ended the run for a process that does not say why: run again with --debug, and report the network")
+
+    def _report(self) -> None:
+        """Tracebacks first, then deaths without one."""
+        codes = [child.exitcode for child in self._runtime.children]
+        bad = [i for i, code in enumerate(codes) if code]
+        for i in bad:
+            text = bytes(self._faults[i]).rstrip(b"\0").decode(errors="replace").strip()
+            if text:
+                self._fail(f"Lava process '{self._names[i]}' raised {text.splitlines()[-1]}: see the cause with --debug", text)
+        for i in bad:
+            code = codes[i] or 0
+            how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+            self._fail(
+                f"Lava process '{self._names[i]}' {how} in the middle of a run: check the machine's memory, then run again with a smaller batch"
+            )
 
     def _fail(self, message: str, detail: str = "") -> None:
         self._failure = message
