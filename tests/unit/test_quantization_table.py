@@ -116,7 +116,7 @@ def test_a_row_that_fails_is_exit_4(run, benchmark, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--models", "lenet"), "no trained weights are shipped for 'lenet'"),
+        (("--models", "vgg-f"), "no trained weights are shipped for 'vgg-f'"),
         (("--models", "nothing"), "unknown model 'nothing'"),
         (("--models", "digits-fc", "--bits", "8,x"), "'8,x'"),
         (("--models", "digits-fc", "--bits", "9"), "weight_bits is 9"),
