@@ -56,7 +56,7 @@ class Composition:
         self.inputs, self.outputs = prod(source), prod(target)
         self._entry = entry_shape(synapse.ops, source, target, graph.tensors)
         steps = [(op, made) for op, made in zip(synapse.ops, shapes, strict=True) if not isinstance(op, Identity)]
-        self._prepare = lambda: [(_prepared(op, made, _final(graph, op, self.dtype), graph.integer), made) for op, made in steps]
+        self._graph, self._made = graph, steps
         self._copies = not steps
         self._still = graph.population(synapse.source).kind == "input"
         self._last: tuple[Array, Array] | None = None
@@ -66,7 +66,8 @@ class Composition:
     @cached_property
     def _steps(self) -> list[tuple[Operation, Shape]]:
         """Made where they are first needed: in the process, and not in a host that forks many."""
-        return self._prepare()
+        graph = self._graph
+        return [(_prepared(op, shape, _final(graph, op, self.dtype), graph.integer), shape) for op, shape in self._made]
 
     def __call__(self, spikes: Array) -> Array:
         """The currents (batch, target neurons) of `spikes` (batch, source neurons)."""

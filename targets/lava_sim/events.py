@@ -142,8 +142,8 @@ def _connection(
     shape: Shape, made: Shape, rows: Pairs, columns: Pairs, order: tuple[list[int], list[int]], weight: Array, op: Op, sums: int, width: int
 ) -> Stage:
     """`order` has the kernel's places in the order of their slots; `weight` is (channel, slot row, slot column, made), or one factor a channel."""
-    kept = (*_runs(rows, order[0]), *_runs(columns, order[1]), np.ascontiguousarray(weight, np.int16))
-    row_begin, row_runs, column_begin, column_runs, weights = (array.ctypes.data for array in kept)
+    kept = (*_runs(rows, order[0]), *_runs(columns, order[1]), np.ascontiguousarray(weight, np.int16), *_places(rows, columns))
+    row_begin, row_runs, column_begin, column_runs, weights, place_row, place_column, place_order = (array.ctypes.data for array in kept)
     way = ticks.Connection(
         channels=shape[0],
         places=shape[1] * shape[2],
@@ -155,6 +155,9 @@ def _connection(
         slot_columns=len(order[1]),
         diagonal=int(weight.ndim == 1),
         exponent=getattr(op, "exponent", 0),
+        place_row=place_row,
+        place_column=place_column,
+        place_order=place_order,
         row_begin=row_begin,
         column_begin=column_begin,
         rows=row_runs,
@@ -216,6 +219,13 @@ def _slots(op: Conv2d | ConvTranspose2d, kernel: int, axis: int) -> list[int]:
         return list(range(kernel))
     step = max(1, op.stride[axis] // op.dilation[axis])
     return [k for first in range(step) for k in reversed(range(first, kernel, step))]
+
+
+def _places(rows: Pairs, columns: Pairs) -> tuple[Array, Array, Array]:
+    """Each place's row and column, and the places in an order in which neighbours reach as many targets: the processor foresees their loops."""
+    row, column = (part.ravel().astype(np.int32) for part in np.indices((len(rows), len(columns))))
+    reached = np.array([len(found) for found in rows])[row], np.array([len(found) for found in columns])[column]
+    return row, column, np.lexsort(reached).astype(np.int32)
 
 
 def _runs(pairs: Pairs, order: list[int]) -> tuple[Array, Array]:

@@ -17,6 +17,8 @@ typedef struct {
     int32_t slot_rows, slot_columns;        /* of the kernel */
     int32_t diagonal;                       /* 1: every channel goes to itself alone, with one weight for all slots */
     int32_t exponent;
+    const int32_t *place_row, *place_column; /* of each place of the source */
+    const int32_t *place_order;              /* the places, those that reach as many targets one after the other */
     const int32_t *row_begin, *column_begin; /* where the runs of each source row and column begin */
     const Run *rows, *columns;
     const int16_t *weight;                   /* (channel, slot row, slot column, made), or (channel) */
@@ -38,7 +40,7 @@ typedef struct {
     int8_t *spikes, *sent;       /* the same where nothing masks */
 } Couples;
 
-enum { BLOCK = 1024, LIMIT = (1 << 23) - 1 };
+enum { BLOCK = 1024, FEW = 16, LIMIT = (1 << 23) - 1 };
 
 /* Eight values, the first in the lowest byte. */
 static inline uint64_t eight(const int8_t *values, int64_t length) {

@@ -11,9 +11,9 @@ TARGET static void NAME(add)(SUM *restrict to, const int16_t *restrict from, int
 }
 
 /* What one value adds to its targets. */
-TARGET static void NAME(scatter)(const Connection *way, int32_t neuron, int32_t value, SUM *restrict sums) {
-    const int64_t made = way->made, channel = neuron / way->places;
-    const int32_t place = neuron % way->places, y = place / way->width, x = place % way->width;
+TARGET static inline void NAME(scatter)(const Connection *way, int64_t channel, int32_t place, int32_t value, SUM *restrict sums) {
+    const int64_t made = way->made;
+    const int32_t y = way->place_row[place], x = way->place_column[place];
     for (const Run *row = way->rows + way->row_begin[y]; row < way->rows + way->row_begin[y + 1]; row++)
         for (int32_t i = 0; i < row->length; i++)
             for (const Run *column = way->columns + way->column_begin[x]; column < way->columns + way->column_begin[x + 1]; column++) {
@@ -26,6 +26,31 @@ TARGET static void NAME(scatter)(const Connection *way, int32_t neuron, int32_t 
                 const int16_t *from = way->weight + ((channel * way->slot_rows + row->slot + i) * way->slot_columns + column->slot) * made;
                 NAME(add)(to, from, column->length * made, value);
             }
+}
+
+/* List what is not zero among `length` values, in the given order or in their own; how many there are. No branch but for few. */
+TARGET static int64_t NAME(list)(const int8_t *restrict values, const int32_t *restrict order, int64_t length, int32_t *restrict found) {
+    int64_t listed = 0, some = 0;
+    for (int64_t i = 0; i < length; i++) some += values[i] != 0;
+    if (!some) return 0;
+    if (some * FEW < length) {
+        for (int64_t i = 0; i < length; i += 8) {
+            uint64_t word = eight(values + i, length - i);
+            for (int64_t j = i; word; word >>= 8, j++) {
+                const int skipped = first_byte(word);
+                word >>= 8 * skipped;
+                j += skipped;
+                found[listed++] = (int32_t)j;
+            }
+        }
+        return listed;
+    }
+    for (int64_t i = 0; i < length; i++) {
+        const int32_t place = order ? order[i] : (int32_t)i;
+        found[listed] = place;
+        listed += values[place] != 0;
+    }
+    return listed;
 }
 
 /* Sums (place, channel) as currents (channel, place). */
@@ -41,20 +66,26 @@ TARGET static int64_t NAME(deliver)(const Connection *way, const int8_t *values,
     const int32_t scale = 1 << way->exponent;
     int64_t found = 0;
     SUM *restrict sums = malloc((size_t)neurons * sizeof(SUM));
-    if (!sums) return -1;
+    int32_t *restrict list = malloc((size_t)(way->places > BLOCK ? way->places : BLOCK) * sizeof *list + sizeof *list);
+    if (!sums || !list) {
+        free(sums);
+        free(list);
+        return -1;
+    }
     for (int64_t sample = 0; sample < samples; sample++) {
         const int8_t *from = values + sample * sources;
         int64_t here = 0;
-        for (int64_t i = 0; i < sources; i += 8) {
-            uint64_t word = eight(from + i, sources - i);
-            if (!word) continue;
-            if (!here) memset(sums, 0, (size_t)neurons * sizeof(SUM));
-            for (int64_t j = i; word; word >>= 8, j++) {
-                const int skipped = first_byte(word);
-                word >>= 8 * skipped;
-                j += skipped;
-                here++;
-                NAME(scatter)(way, (int32_t)j, from[j], sums);
+        const int64_t parts = way->places == 1 ? (sources + BLOCK - 1) / BLOCK : way->channels, size = way->places == 1 ? BLOCK : way->places;
+        for (int64_t part = 0; part < parts; part++) {
+            const int8_t *values_here = from + part * size;
+            const int64_t length = sources - part * size < size ? sources - part * size : size;
+            const int64_t listed = NAME(list)(values_here, way->places == 1 ? NULL : way->place_order, length, list);
+            if (listed && !here) memset(sums, 0, (size_t)neurons * sizeof(SUM));
+            here += listed;
+            for (int64_t k = 0; k < listed; k++) {
+                const int32_t at = list[k];
+                if (way->places == 1) NAME(scatter)(way, part * size + at, 0, values_here[at], sums);
+                else NAME(scatter)(way, part, at, values_here[at], sums);
             }
         }
         found += here;
@@ -64,6 +95,7 @@ TARGET static int64_t NAME(deliver)(const Connection *way, const int8_t *values,
         else WRITE(int32_t)
     }
     free(sums);
+    free(list);
     return found;
 }
 #undef WRITE
