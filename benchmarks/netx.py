@@ -3,7 +3,7 @@
 python benchmarks/netx.py [--models mnist-fc,...] [--samples N] [--data-dir DIR] [--thresholds] [--json]
 
 A row is `toolchain export MODEL --format netx --approximate`: accuracy of the file beside that of the exact graph (`deploy --target sim`) on the same samples, and on how many both answer the
-same. digits-conv (OTTT_A) and digits-lenet (SPIDE; neurons behind every pool, as in lenet) are trained on the digits first, in a minute or two. --thresholds runs two more files of each network:
+same, and then the same with --calibrate, where the training data are here. digits-conv (OTTT_A) and digits-lenet (SPIDE; neurons behind every pool, as in lenet) are trained on the digits first, in a minute or two. --thresholds runs two more files of each network:
 with the exact graph's own threshold in place of that halfway to the amount it subtracts, and with that amount. A network whose data are not here is left out, and that is said.
 """
 
@@ -48,7 +48,8 @@ DATA = {
 
 @dataclass(frozen=True)
 class Row:
-    """One file; accuracies and agreements are fractions of 1. `own_threshold` and `amount` are accuracy and agreement with the other thresholds, where asked for."""
+    """One file; accuracies and agreements are fractions of 1. The last three are accuracy and agreement of files with other thresholds: calibrated, the exact graph's, and the amount it
+    subtracts; None where they were not made."""
 
     model: str
     blocks: str
@@ -59,6 +60,7 @@ class Row:
     exact_accuracy: float
     accuracy: float
     agreement: float
+    calibrated: tuple[float, float] | None = None
     own_threshold: tuple[float, float] | None = None
     amount: tuple[float, float] | None = None
 
@@ -70,8 +72,22 @@ class Row:
         ]
 
 
-HEAD = ["network", "blocks", "T", "input messages", "data", "n", "exact graph", "netx in Lava", "same answer"]
-MORE = ["threshold of ours (same answer)", "threshold of the amount (same answer)"]
+HEAD = [
+    "network",
+    "blocks",
+    "T",
+    "input messages",
+    "data",
+    "n",
+    "exact graph",
+    "netx in Lava",
+    "same answer",
+    "calibrated",
+    "our threshold",
+    "the amount",
+]
+TRAINING = {"digits": "digits", "mnist-1k": "mnist", "fashion-mnist": "fashion-mnist"}
+"""Whose training samples calibrate, by the data set of the row."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -85,8 +101,7 @@ def main(words: Sequence[str] | None = None) -> int:
             continue
         if not options.json:
             if len(rows) == 1:
-                head = [*HEAD, *(MORE if options.thresholds else [])]
-                print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+                print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
             print(f"| {' | '.join(rows[-1].cells())} |", flush=True)
     if options.json:
         print(json.dumps({"rows": [asdict(row) for row in rows], "versions": versions()}, indent=2))
@@ -110,9 +125,8 @@ def measured(name: str, options: argparse.Namespace) -> Row:
     model: Any = trained(name, options.epochs) if name in ("digits-conv", "digits-lenet") else name
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.net"
-        told = toolchain.export(
-            model, format="netx", output=path, approximate=True, dataset=dataset, samples=options.samples, data_dir=options.data_dir
-        )
+        common: dict[str, Any] = {"dataset": dataset, "samples": options.samples, "data_dir": options.data_dir}
+        told = toolchain.export(model, format="netx", output=path, approximate=True, **common)
         row = Row(
             name,
             ", ".join(f"{block['type']} {'x'.join(map(str, block['shape']))}" for block in told.blocks),
@@ -124,9 +138,12 @@ def measured(name: str, options: argparse.Namespace) -> Row:
             told.accuracy,
             told.agreement,
         )
+        if data.found(TRAINING[dataset], options.data_dir):
+            again = toolchain.export(model, format="netx", output=path, approximate=True, calibrate=TRAINING[dataset], **common)
+            row = replace(row, calibrated=(again.accuracy, again.agreement))
         if not options.thresholds:
             return row
-        exact = toolchain.deploy(model, target="sim", dataset=dataset, samples=options.samples, data_dir=options.data_dir)
+        exact = toolchain.deploy(model, target="sim", **common)
         found = []
         for which in ("threshold", "reset"):
             made = with_threshold(netx.chain(find(model)), which)

@@ -430,6 +430,7 @@ def export(
     ] = False,
     dataset: Dataset = "mnist-1k",
     samples: Annotated[int, typer.Option(metavar="N", help="How many samples judge the file, from the first.")] = 200,
+    calibrate: Annotated[str | None, typer.Option(metavar="D", help="A data set whose training samples set thresholds.")] = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
@@ -438,7 +439,14 @@ def export(
     What the format would silently lose is refused, and said. netx files are a hard-reset approximation: read back by lava-dl, run in Lava, and compared with the exact graph.
     """
     outcome = toolchain.export(
-        model, format=format, output=output, approximate=approximate, dataset=dataset, samples=samples, data_dir=data_dir
+        model,
+        format=format,
+        output=output,
+        approximate=approximate,
+        dataset=dataset,
+        samples=samples,
+        calibrate=calibrate,
+        data_dir=data_dir,
     )
     _print(outcome, json)
 

@@ -24,6 +24,9 @@ FORMATS = ("netx", "nir", "onnx")
 LATER = ("nir", "onnx")
 """Formats of a later version."""
 
+CALIBRATION = 64
+"""Training samples that set thresholds, where they are to."""
+
 SAMPLES = 200
 """Samples that say how good an approximation is, where nobody says how many: Lava's stock processes take one at a time."""
 
@@ -46,6 +49,7 @@ class Exported:
     time_steps: int
     input_levels: int
     input_message_bits: int
+    calibration: str | None
     dataset: str
     samples: int
     correct: int
@@ -83,10 +87,12 @@ def export(
     approximate: bool = False,
     dataset: str = "mnist-1k",
     samples: int = SAMPLES,
+    calibrate: str | None = None,
     data_dir: str | Path | None = None,
 ) -> Exported:
     """Write `model` to the file `output` in another library's format; of `netx`, run the file in Lava on the first `samples` test samples of `dataset`.
 
+    `calibrate` names a data set whose first training samples set netx's thresholds, so that populations fire as often as in the exact graph; else a rule sets them.
     netx neurons are reset to zero, so its files are approximations: without `approximate` nothing is written, and the error says what would be lost. DesignRuleError, with every reason,
     where the format cannot carry the network at all; UsageError for a bad option, or where lava-dl is missing.
     """
@@ -110,6 +116,9 @@ def export(
     time_steps, size = sample_shape(source, dataset)
     loaded = data.load(dataset, samples=samples, data_dir=data_dir, time_steps=time_steps, image_size=size)
     codec.check_inputs(made.graph, loaded.images[:1])
+    if calibrate is not None:
+        seen = data.load(calibrate, split="train", samples=CALIBRATION, data_dir=data_dir, time_steps=time_steps, image_size=size)
+        made = netx.calibrated(made, np.asarray(seen.images[:]), seen.name)
     ready_folder(path.parent)
     written = netx.encoded(made)
     exact = deploy(model, target="sim", dataset=dataset, samples=samples, data_dir=data_dir)
@@ -130,6 +139,7 @@ def export(
         time_steps=made.time_steps,
         input_levels=made.levels,
         input_message_bits=made.message_bits,
+        calibration=calibrate,
         dataset=loaded.name,
         samples=samples,
         correct=correct,

@@ -24,9 +24,10 @@ import numpy as np
 
 import toolchain
 from toolchain import codec, fixed
-from toolchain.compiler import lowered
+from toolchain.compiler import forward_only, lowered
 from toolchain.errors import DesignRuleError, GraphError, UsageError
 from toolchain.ir import (
+    DECAY_ONE,
     Array,
     AvgPool2d,
     Conv2d,
@@ -42,9 +43,12 @@ from toolchain.ir import (
     output_shape,
     weight_of,
 )
-from toolchain.passes import Fold, Inject, Pipeline, Quantize
-from toolchain.passes.adjoint import Adjoint
+from toolchain.passes import Adjoint, Fold, Inject, Pipeline, Quantize, Retime
 from toolchain.source import Source
+from toolchain.target import get
+
+STEP_BITS = 6
+"""Lava's potentials count 2^-6 of a step of the weights."""
 
 LARGEST = 2**17 - 1
 """Largest threshold, and largest current or potential, in steps of a weight: Lava's 24 bit less the 6 by which it shifts them."""
@@ -142,6 +146,55 @@ def chain(source: Source) -> Chain:
     if not found:
         raise _refusal(source.name, problems)
     return min(found, key=_coarseness)
+
+
+def calibrated(made: Chain, images: Array, source: str) -> Chain:
+    """`made` with the lowest thresholds at which no population fires more often than in the exact graph, all `images` in [0, 1] of `source` taken together.
+
+    Block by block from the input on, so that what earlier blocks lose is made up for by later ones; the blocks are simulated here in Lava's integers.
+    """
+    with get("sim").compile(Retime()(forward_only(made.graph))) as run:
+        counts = run.run(images).counts
+    messages = codec.encode_input(made.graph, codec.check_inputs(made.graph, images))
+    arriving = [messages[..., step] for step in range(made.time_steps)] if made.events else [messages]
+    blocks = []
+    for block in made.blocks[:-1]:
+        currents = [_current(block, sent) for sent in arriving]
+        wanted = int(counts[block.population].sum())
+        low, high = 0, min(LARGEST, 4 * block.threshold + 4)
+        while wanted and high - low > 1:
+            middle = (low + high) // 2
+            fired = sum(int(spikes.sum()) for spikes in _fired(replace(block, threshold=middle), currents, made.time_steps))
+            low, high = (middle, high) if fired > wanted else (low, middle)
+        blocks.append(replace(block, threshold=high) if wanted else block)
+        arriving = _fired(blocks[-1], currents, made.time_steps)
+    whole = (*blocks, made.blocks[-1])
+    return replace(made, blocks=whole, lost=_lost(made.graph, whole, f"{len(images)} training samples of {source}"))
+
+
+def _current(block: Block, sent: Array) -> Array:
+    """What messages (samples, *source shape) make of a block's weights and bias, (samples, *shape)."""
+    wide = sent.astype(np.int64)
+    if block.grid is None:
+        made = fixed.product(wide.reshape(len(sent), -1), block.weight.T).reshape(len(sent), *block.shape)
+    else:
+        made = fixed.convolve(wide, block.weight, block.grid, block.shape)
+    return np.asarray(made + block.bias)
+
+
+def _fired(block: Block, currents: Sequence[Array], time_steps: int) -> list[Array]:
+    """The spikes of each step, int8, where `currents` hold one for each or the same for all: Lava's LIF, in its integers."""
+    potential = np.zeros(currents[0].shape, np.int64)
+    spikes = [np.zeros(currents[0].shape, np.int8)]
+    for step in range(time_steps):
+        current = currents[step % len(currents)]
+        if block.recurrent is not None:
+            current = current + fixed.product(spikes[-1].astype(np.int64), block.recurrent.T)
+        potential = np.sign(potential) * (np.abs(potential) * (DECAY_ONE - block.decay) >> 12)
+        potential = np.clip(potential + (current << STEP_BITS), -(LARGEST << STEP_BITS), LARGEST << STEP_BITS)
+        spikes.append((potential > block.threshold << STEP_BITS).astype(np.int8))
+        potential[spikes[-1] != 0] = 0
+    return spikes[1:]
 
 
 def _coarseness(made: Chain) -> float:
@@ -463,18 +516,16 @@ def _problems(block: Block, message: int) -> list[str]:
     return problems
 
 
-def _lost(graph: Graph, blocks: Sequence[Block]) -> tuple[str, ...]:
+def _lost(graph: Graph, blocks: Sequence[Block], calibration: str = "") -> tuple[str, ...]:
     """What a person who has the file only no longer has, in sentences."""
     phase = graph.phase("forward")
     couples = [block.population for block in blocks[:-1]]
     apart = [name for name in couples if phase.dynamics[name].reset != phase.dynamics[name].threshold]
+    thresholds = f"; their threshold lies halfway between ours and the amount we subtract ({', '.join(apart)})" if apart else ""
+    if calibration:
+        thresholds = f"; their thresholds make populations fire as often as ours on {calibration}"
     lost = [
-        "reset by subtraction: netx neurons are reset to 0 when they fire and forget by how much they passed the threshold"
-        + (
-            f"; their threshold lies halfway between ours and the amount we subtract ({', '.join(apart)}), which keeps rates"
-            if apart
-            else ""
-        )
+        f"reset by subtraction: netx neurons are reset to 0 when they fire and forget by how much they passed the threshold{thresholds}"
     ]
     if graph.has_phase("feedback"):
         lost.append("the feedback phase: netx has neither signed spikes nor a second phase, so no implicit gradient runs on the file")
