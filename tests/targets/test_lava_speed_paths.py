@@ -43,6 +43,7 @@ TWO, ONE, NONE = (2, 2), (1, 1), (0, 0)
 OPERATIONS: dict[str, tuple[tuple[Op, ...], tuple[int, ...], tuple[int, ...], dict[str, tuple[int, ...]]]] = {
     "conv, stride 2": ((Conv2d("w", TWO, TWO, exponent=4),), (3, 7, 9), (5, 4, 5), {"w": (5, 3, 5, 5)}),
     "conv, stride 1": ((Conv2d("w", ONE, ONE),), (2, 6, 5), (33, 6, 5), {"w": (33, 2, 3, 3)}),
+    "conv, written in squares": ((Conv2d("w", ONE, ONE, exponent=5),), (2, 6, 5), (33, 6, 5), {"w": (33, 2, 3, 3)}),
     "conv, stride 3 by 2, dilated": ((Conv2d("w", (3, 2), (2, 1), (1, 2)),), (2, 11, 10), (4, 4, 4), {"w": (4, 2, 4, 3)}),
     "conv, dilated": ((Conv2d("w", ONE, NONE, TWO),), (1, 8, 7), (2, 4, 3), {"w": (2, 1, 3, 3)}),
     "conv, one place": ((Conv2d("w", ONE, NONE),), (2, 3, 3), (1, 1, 1), {"w": (1, 2, 3, 3)}),

@@ -67,21 +67,68 @@ static inline int first_byte(uint64_t word) {
 #endif
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+#define SHUFFLES 1
+typedef int16_t Eight __attribute__((vector_size(16)));
+typedef int32_t EightWide __attribute__((vector_size(32)));
+#define MIX(a, b, ...) __builtin_shuffle(a, b, (Eight){__VA_ARGS__})
+#define LOW(a, b) MIX(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define HIGH(a, b) MIX(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#define LOW_PAIRS(a, b) MIX(a, b, 0, 1, 8, 9, 2, 3, 10, 11)
+#define HIGH_PAIRS(a, b) MIX(a, b, 4, 5, 12, 13, 6, 7, 14, 15)
+#define LOW_FOURS(a, b) MIX(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
+#define HIGH_FOURS(a, b) MIX(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
+
+/* Eight rows of eight sums, `stride` apart, as eight columns times `scale`, integers of `bytes` bytes (2 or 4) that lie `apart` values apart. */
+static inline __attribute__((always_inline)) void write_square(const int16_t *from, int64_t stride, void *to, int64_t apart, int32_t bytes, int32_t scale) {
+    Eight r[8], a[8], b[8];
+    for (int i = 0; i < 8; i++) memcpy(r + i, from + i * stride, sizeof *r);
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = LOW(r[i], r[i + 1]);
+        a[i + 1] = HIGH(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            b[i + 2 * j] = LOW_PAIRS(a[i + j], a[i + j + 2]);
+            b[i + 2 * j + 1] = HIGH_PAIRS(a[i + j], a[i + j + 2]);
+        }
+    for (int i = 0; i < 4; i++) {
+        r[2 * i] = LOW_FOURS(b[i], b[i + 4]);
+        r[2 * i + 1] = HIGH_FOURS(b[i], b[i + 4]);
+    }
+    for (int i = 0; i < 8; i++) {
+        if (bytes == 2) {
+            const Eight column = r[i] * (int16_t)scale;
+            memcpy((int16_t *)to + i * apart, &column, sizeof column);
+        } else {
+            const EightWide column = __builtin_convertvector(r[i], EightWide) * scale;
+            memcpy((int32_t *)to + i * apart, &column, sizeof column);
+        }
+    }
+}
+#else
+#define SHUFFLES 0
+#endif
+
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
 #define TARGET
 #define SUM int16_t
+#define SQUARES SHUFFLES
 #define NAME(x) JOIN(x, _16)
 #include "ticks.h"
 #undef SUM
 #undef NAME
+#undef SQUARES
 #define SUM int32_t
+#define SQUARES 0
 #define NAME(x) JOIN(x, _32)
 #include "ticks.h"
 #include "couples.h"
 #undef SUM
 #undef NAME
+#undef SQUARES
 #undef TARGET
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -89,30 +136,38 @@ static inline int first_byte(uint64_t word) {
 
 #define TARGET __attribute__((target("avx2")))
 #define SUM int16_t
+#define SQUARES SHUFFLES
 #define NAME(x) JOIN(x, _16_avx2)
 #include "ticks.h"
 #undef SUM
 #undef NAME
+#undef SQUARES
 #define SUM int32_t
+#define SQUARES 0
 #define NAME(x) JOIN(x, _32_avx2)
 #include "ticks.h"
 #include "couples.h"
 #undef SUM
 #undef NAME
+#undef SQUARES
 #undef TARGET
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))
 #define SUM int16_t
+#define SQUARES SHUFFLES
 #define NAME(x) JOIN(x, _16_avx512)
 #include "ticks.h"
 #undef SUM
 #undef NAME
+#undef SQUARES
 #define SUM int32_t
+#define SQUARES 0
 #define NAME(x) JOIN(x, _32_avx512)
 #include "ticks.h"
 #include "couples.h"
 #undef SUM
 #undef NAME
+#undef SQUARES
 #undef TARGET
 #endif
 

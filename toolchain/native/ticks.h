@@ -53,13 +53,29 @@ TARGET static int64_t NAME(list)(const int8_t *restrict values, const int32_t *r
     return listed;
 }
 
-/* Sums (place, channel) as currents (channel, place). */
-#define WRITE(KIND)                                                                                                                     \
-    {                                                                                                                                   \
-        KIND *restrict to = (KIND *)out + sample * neurons;                                                                             \
-        for (int64_t c = 0; c < way->made; c++)                                                                                         \
-            for (int64_t p = 0; p < way->made_places; p++) to[c * way->made_places + p] = (KIND)((int64_t)sums[p * way->made + c] * scale); \
+/* Sums (place, channel) as currents (channel, place): from a channel on, places `from` to before `to`. */
+#define WRITE(KIND, CHANNEL, FROM, TO)                                                                                        \
+    for (int64_t c = CHANNEL; c < made; c++)                                                                               \
+        for (int64_t p = FROM; p < TO; p++) ((KIND *)out)[c * places + p] = (KIND)((int32_t)sums[p * made + c] * scale);
+
+TARGET static void NAME(write)(const SUM *restrict sums, int64_t made, int64_t places, void *restrict out, int32_t bytes, int32_t scale) {
+    int64_t done = 0; /* places of which the first `squares` channels are written */
+    const int64_t squares = made / 8 * 8;
+#if SQUARES
+    if (bytes > 1)
+        for (; done + 8 <= places; done += 8)
+            for (int64_t c = 0; c < squares; c += 8) write_square(sums + done * made + c, made, (char *)out + (c * places + done) * bytes, places, bytes, scale);
+#endif
+    if (bytes == 1) WRITE(int8_t, 0, 0, places)
+    else if (bytes == 2) {
+        WRITE(int16_t, 0, done, places)
+        WRITE(int16_t, squares, 0, done)
+    } else {
+        WRITE(int32_t, 0, done, places)
+        WRITE(int32_t, squares, 0, done)
     }
+}
+#undef WRITE
 
 TARGET static int64_t NAME(deliver)(const Connection *way, const int8_t *values, int64_t samples, void *out, int32_t bytes) {
     const int64_t sources = (int64_t)way->channels * way->places, neurons = (int64_t)way->made * way->made_places;
@@ -90,12 +106,9 @@ TARGET static int64_t NAME(deliver)(const Connection *way, const int8_t *values,
         }
         found += here;
         if (!here) memset((char *)out + sample * neurons * bytes, 0, (size_t)(neurons * bytes));
-        else if (bytes == 1) WRITE(int8_t)
-        else if (bytes == 2) WRITE(int16_t)
-        else WRITE(int32_t)
+        else NAME(write)(sums, way->made, way->made_places, (char *)out + sample * neurons * bytes, bytes, scale);
     }
     free(sums);
     free(list);
     return found;
 }
-#undef WRITE
