@@ -238,7 +238,7 @@ def inspect(
         str | None, typer.Option(metavar="PASS", help="Show the graph as this pass leaves it, or 'lower': before any.")
     ] = None,
     processes: Annotated[bool, typer.Option("--processes", help="List what will run as Lava processes, with their ticks.")] = False,
-    svg: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Draw the graph.")] = None,
+    svg: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Draw the graph; with --processes, those.")] = None,
     chip_svg: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Draw how full the cores are.")] = None,
     analysis: Annotated[
         bool, typer.Option("--analysis", help="Say how far potentials can go, whether loops settle, and what rounding costs.")
