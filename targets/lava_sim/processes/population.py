@@ -21,7 +21,7 @@ class Couple(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
         u <- leak(u - reset * s)
 
     `a_in` takes all synapses, of both phases. Spikes leave by `s_out` in the forward phase and, times the mask latched from the forward
-    phase's spike counts, by `b_out` in the feedback phase; the other port then carries zeros. Ports have the shape `port_shape`.
+    phase's spike counts, by `b_out` in the feedback phase; the other port then rests. Ports have the shape `port_shape`.
     """
 
     def __init__(self, *, part: Part, port_shape: tuple[int, ...], name: str) -> None:
@@ -65,7 +65,7 @@ class TaughtReadout(AbstractProcess):  # type: ignore[misc]  # Lava carries no t
 
 
 class Input(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
-    """The input as graded spikes: on its own ticks of the forward phase it emits the sample's values (of events those of the step), on all others zeros."""
+    """The input as graded spikes: on its own ticks of the forward phase it emits the sample's values (of events those of the step), on all others silence."""
 
     def __init__(self, *, part: Part, port_shape: tuple[int, ...], name: str) -> None:
         super().__init__(part=part, port_shape=port_shape, name=name)
