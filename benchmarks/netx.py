@@ -67,9 +67,8 @@ class Row:
     def cells(self) -> list[str]:
         shown = [self.model, self.blocks, str(self.time_steps), f"0 to {self.input_levels}", self.dataset, f"{self.samples:,}"]
         shown += [f"{100 * part:.2f} %" for part in (self.exact_accuracy, self.accuracy, self.agreement)]
-        return shown + [
-            f"{100 * found[0]:.2f} % ({100 * found[1]:.2f} %)" for found in (self.own_threshold, self.amount) if found is not None
-        ]
+        others = (self.calibrated, self.own_threshold, self.amount)
+        return shown + ["" if found is None else f"{100 * found[0]:.2f} % ({100 * found[1]:.2f} %)" for found in others]
 
 
 HEAD = [
