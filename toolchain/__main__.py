@@ -19,8 +19,8 @@ def main() -> None:
     try:
         command()
     except SystemExit as left:
-        if left.code in (endings.INTERRUPTED, endings.TERMINATED):
-            endings.leave(left.code)
+        if not isinstance(left.code, str):
+            endings.leave(left.code or 0)
         raise
 
 
