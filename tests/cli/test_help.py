@@ -32,9 +32,7 @@ def test_help_takes_less_than_300_ms(shell):
     assert statistics.median(seconds() for _ in range(5)) < 0.3
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["deploy", "--help"], ["deploy", "mnist-fc", "--target", "sim", "--resume"]]
-)
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["deploy", "--help"], ["deploy", "mnist-fc", "--target", "sim", "--resume"]])
 def test_help_and_refusals_load_nothing_heavy(shell, words):
     code = f"""
 import sys

@@ -70,7 +70,16 @@ def test_there_are_constraints_for_every_python():
 def test_make_without_a_goal_lists_every_goal():
     done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     listed = re.findall(r"^  make ([a-z-]+) +\S", done.stdout, re.M)
-    benchmarks = ["bench", "bench-spide", "bench-scale", "bench-gradient", "bench-saf", "bench-quantization", "bench-learning", "bench-netx"]
+    benchmarks = [
+        "bench",
+        "bench-spide",
+        "bench-scale",
+        "bench-gradient",
+        "bench-saf",
+        "bench-quantization",
+        "bench-learning",
+        "bench-netx",
+    ]
     assert listed == ["help", "demo", "test", "test-core", "lint", "types", "endurance", *benchmarks]
 
 

@@ -31,6 +31,8 @@ def curves(arms: Sequence[Arm], *, title: str, samples: str) -> Picture:
     """`arms` of equal length together; `samples` says in words what accuracy is of."""
 
     def draw(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.add_subplot()
         for arm, colour, mark in zip(arms, COLOURS[1:] + COLOURS[:1], MARKS * len(arms), strict=False):
             epochs = range(len(arm.mean))
@@ -42,7 +44,7 @@ def curves(arms: Sequence[Arm], *, title: str, samples: str) -> Picture:
             margin = max(1.0, 0.06 * (max(later) - min(later)))
             axes.set_ylim(min(later) - margin, max(later) + margin)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(f"accuracy %, {samples}", fontsize=12)
         axes.set_title(title)
         axes.grid(color="#dddddd", linewidth=0.8)
