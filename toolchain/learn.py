@@ -201,21 +201,19 @@ def learn(
     began = time.perf_counter()
     with _learner(chosen, stages.graph, found, min(batch, len(train)), seed) as learner:
         ready = time.perf_counter()
-        curve = []
+        curve: list[Epoch] = []
         for line in lesson.epochs(learner, train, test, epochs):
             curve.append(line)
-            if line.epoch:
-                say(f"toolchain: {_sentence(line)}")
+            if line.epoch == 0:
+                continue
+            say(f"toolchain: {_sentence(line)}")
             if line.epoch == 1 and line.silent == 1 and not readout_only:
                 say("toolchain: no couple fired in a feedback phase, so hidden connections learned nothing: raise learn.scale_factor")
-        seconds = time.perf_counter() - ready
+            if folder is not None:
+                _write(folder, stages, learner.graph, found, f"learned on {chosen.name}, {lesson.sentence(train, weights)}", curve)
         graph = learner.graph
-    floats = {plastic.tensor: plasticity.in_floats(plastic, graph.tensors[plastic.tensor]) for plastic in found}
-    if folder is not None:
-        note = (
-            f"learned on {chosen.name}: {lesson.updates:,} updates on {len(train):,} samples of {dataset}, {weights} weights, seed {seed}"
-        )
-        _write(folder, stages, graph, floats, note, curve)
+    seconds = sum(line.seconds for line in curve)
+    floats = _in_floats(found, graph)
     return Learned(
         model=source.name,
         target=target,
@@ -403,6 +401,10 @@ class _Lesson:
         self.planned = 0
         """Updates of the whole run"""
 
+    def sentence(self, train: data.Dataset, weights: str) -> str:
+        """What has been done so far."""
+        return f"{weights} weights: {self.updates:,} updates by {len(train):,} samples of {train.name}, seed {self.seed}"
+
     def scale_factor(self, samples: int) -> float:
         return float(samples) if self.rule.scale_factor is None else self.rule.scale_factor
 
@@ -571,10 +573,15 @@ class OnHost:
         self.close()
 
 
-def _write(folder: Path, stages: _Stages, graph: Graph, floats: Mapping[str, Array], note: str, curve: Sequence[Epoch]) -> None:
+def _in_floats(found: Sequence[Plastic], graph: Graph) -> dict[str, Array]:
+    """What was learned, in the model's unit."""
+    return {plastic.tensor: plasticity.in_floats(plastic, graph.tensors[plastic.tensor]) for plastic in found}
+
+
+def _write(folder: Path, stages: _Stages, graph: Graph, found: Sequence[Plastic], note: str, curve: Sequence[Epoch]) -> None:
     """The learned network as an artefact, then a line an epoch: a run that is stopped keeps its last whole epoch."""
     notes = (*stages.adjoint.provenance.notes, note)
-    folded = _with_provenance(plasticity.with_tensors(stages.adjoint, floats), notes=notes)
+    folded = _with_provenance(plasticity.with_tensors(stages.adjoint, _in_floats(found, graph)), notes=notes)
     if graph.integer:
         steps: dict[str, int] = {phase.name: phase.time_steps for phase in stages.adjoint.phases}
         made = Pipeline((Partition(),))(_with_provenance(graph.in_steps(steps), notes=notes))

@@ -14,7 +14,7 @@ is kept of it: its change is rounded up or down at random, so that its mean is r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -305,8 +305,3 @@ def with_tensors(graph: Graph, tensors: Mapping[str, Array]) -> Graph:
     return msgspec.structs.replace(
         graph, tensors={**graph.tensors, **{name: frozen(v, graph.tensors[name].dtype) for name, v in tensors.items()}}
     )
-
-
-def names(found: Sequence[Plastic]) -> tuple[str, ...]:
-    """The tensors that learn."""
-    return tuple(plastic.tensor for plastic in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,27 @@ def test_what_was_learned_is_kept_and_runs(weights: str, tmp_path: Path) -> None
         steps = {p.tensor: p for p in plasticity.plastics(kept.graph)}
         for name, values in found.tensors.items():
             np.testing.assert_array_equal(plasticity.in_floats(steps[name], kept.graph.tensors[name]), values)
+    else:  # chips get the 8-bit graph that compiling the learned floats gives
+        assert toolchain.deploy(folder, target="sim", dataset="digits", samples=100).accuracy >= found.test_accuracy - 0.05
     assert toolchain.verify(folder, replay=True, targets=("reference", "sim")).passed
+
+
+def test_a_run_that_is_stopped_keeps_its_last_whole_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sys.modules["toolchain.learn"]._accuracy
+    called: list[float] = []
+
+    def stopping(learner: object, test: object) -> float:
+        if len(called) == 2:
+            raise KeyboardInterrupt
+        called.append(whole(learner, test))
+        return called[-1]
+
+    monkeypatch.setattr(sys.modules["toolchain.learn"], "_accuracy", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        learned("sim", output=tmp_path / "run", epochs=3)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["test_accuracy"] for line in lines] == called
+    assert toolchain.deploy(tmp_path / "run", target="sim", dataset="digits", samples=10).accuracy == called[-1]
 
 
 def test_learning_goes_on_from_what_was_learned(tmp_path: Path) -> None:
