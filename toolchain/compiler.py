@@ -122,15 +122,15 @@ def compile(
     return Compiled(made, path, None if dump_after is None else Inspection(kept[dump_after], target))
 
 
-def assembled(target: str, folded: Graph, graph: Graph, *, float_tensors: bool = True) -> Artifact:
-    """The artefact of `graph`, which the passes of `target` made of `folded`, with golden vectors; warnings about its loops go to stderr.
+def assembled(target: str, folded: Graph, graph: Graph, *, float_tensors: bool = True, warn: bool = True) -> Artifact:
+    """The artefact of `graph`, which the passes of `target` made of `folded`, with golden vectors; with `warn`, warnings about its loops go to stderr.
 
     DesignRuleError, with every violation, where the graph does not fit.
     """
     chosen = get(target)
     _require_fit(chosen, graph)
     golden, golden_tensors = golden_vectors(graph)
-    for warning in analysis.contraction(folded, graph).warnings:
+    for warning in analysis.contraction(folded, graph).warnings if warn else ():
         say(f"toolchain: {warning}")
     return Artifact(
         graph=graph,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from toolchain import codec
 from toolchain.deploy import Options, available, started
 from toolchain.errors import UsageError
-from toolchain.ir import Array, Graph, Op, Phase, leak_sum, weight_of
+from toolchain.ir import Array, Graph, Op, leak_sum, weight_of
 from toolchain.network import CLIPPED_FROM
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result
@@ -199,14 +199,8 @@ def _of_tensors(graph: Graph, images: Array, forward: Result, post: dict[str, Fl
             found[drive.bias] = post[drive.population].sum(axis=0)
     for name, biases in phase.bias.items():
         for bias in biases:
-            found[bias.tensor] = post[name].sum(axis=0) * _share_of_steps(phase, name, bias.start)
+            found[bias.tensor] = post[name].sum(axis=0)  # also where it starts a step late: at the equilibrium that is no difference
     return found
-
-
-def _share_of_steps(phase: Phase, name: str, start: int) -> float:
-    """How much of a population's mean current a bias from step `start` on makes."""
-    leak = phase.dynamics[name].leak
-    return leak_sum(leak, phase.time_steps - start) / leak_sum(leak, phase.time_steps)
 
 
 def _image(graph: Graph, images: Array, leak: float) -> Floats:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from toolchain import artifact, codec, config, data, fixed, plasticity
 from toolchain.compiler import assembled, executable, lowered
-from toolchain.deploy import available, sample_shape
+from toolchain.deploy import Options, available, device_of, sample_shape
 from toolchain.errors import ToolchainError, UsageError, unknown
 from toolchain.files import ready_folder, replace_file
 from toolchain.ir import Array, Graph, Rounding
@@ -88,6 +88,7 @@ class Learned:
     model: str
     target: str
     ran_on: str
+    device: str
     dataset: str
     samples: int
     epochs: int
@@ -187,7 +188,7 @@ def learn(
     """
     rule = _rule(settings)
     _require(epochs, batch, weights, hidden_only, readout_only, seed)
-    folder = None if output is None else _folder(Path(output))
+    folder = None if output is None else _new(Path(output))
     source, start = _started_from(model, rule, seed)
     chosen = _configured(available(target, fallback), weights)
     time_steps, size = sample_shape(source, dataset)
@@ -198,6 +199,8 @@ def learn(
     stages = _stages(source, rule, weights, feedback=not readout_only)
     found = plasticity.plastics(stages.graph, hidden=not readout_only, readout=not hidden_only)
     lesson = _Lesson(rule, found, batch, seed)
+    if folder is not None:
+        ready_folder(folder)
     began = time.perf_counter()
     with _learner(chosen, stages.graph, found, min(batch, len(train)), seed) as learner:
         ready = time.perf_counter()
@@ -207,10 +210,11 @@ def learn(
             if line.epoch == 0:
                 continue
             say(f"toolchain: {_sentence(line)}")
-            if line.epoch == 1 and line.silent == 1 and not readout_only:
-                say("toolchain: no couple fired in a feedback phase, so hidden connections learned nothing: raise learn.scale_factor")
+            if line.epoch == 1:
+                _say_what_rests(found, stages.graph, learner.graph, silent=line.silent == 1 and not readout_only)
             if folder is not None:
-                _write(folder, stages, learner.graph, found, f"learned on {chosen.name}, {lesson.sentence(train, weights)}", curve)
+                note = f"learned on {chosen.name}, {lesson.sentence(train, weights)}"
+                _write(folder, stages, learner.graph, found, note, curve, warn=line.epoch == epochs)
         graph = learner.graph
     seconds = sum(line.seconds for line in curve)
     floats = _in_floats(found, graph)
@@ -218,6 +222,7 @@ def learn(
         model=source.name,
         target=target,
         ran_on=chosen.name,
+        device=device_of(chosen, Options()),
         dataset=dataset,
         samples=len(train),
         epochs=epochs,
@@ -259,10 +264,15 @@ def _rule(settings: Sequence[str]) -> Rule:
     return Rule(**wanted)
 
 
+SMALLEST, LARGEST = 1e-6, 1e6
+"""Of the numbers that settings give."""
+
+
 def _positive(name: str, value: object) -> float:
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else -1.0
-    if not (isfinite(number) and number > 0):
-        raise UsageError(f"{name} is {value!r}: it must be a positive number")
+    if not SMALLEST <= number <= LARGEST:
+        said = "nothing" if value is None else value
+        raise UsageError(f"{name} is {said}: it must be a positive number, {SMALLEST:g} to {LARGEST:g}")
     return number
 
 
@@ -294,8 +304,8 @@ def _require_fitting(source: Source, train: data.Dataset) -> None:
         )
 
 
-def _folder(path: Path) -> Path:
-    ready_folder(path)
+def _new(path: Path) -> Path:
+    """A folder without a run; nothing is made yet."""
     for name in (LEARNED, METRICS):
         if (path / name).exists():
             raise UsageError(f"'{path}' already holds a run ({name}): choose another folder")
@@ -573,12 +583,22 @@ class OnHost:
         self.close()
 
 
+def _say_what_rests(found: Sequence[Plastic], before: Graph, after: Graph, *, silent: bool) -> None:
+    """Learning that does not happen is said once: where nothing fires back, or a change is always rounded away."""
+    if silent:
+        say("toolchain: no couple fired in a feedback phase, so hidden connections learned nothing: raise learn.scale_factor")
+        return
+    rest = [p.tensor for p in found if np.array_equal(before.tensors[p.tensor], after.tensors[p.tensor])]
+    if rest:
+        say(f"toolchain: {', '.join(rest)} did not change in the first epoch: raise learn.scale_factor or learn.lr, or give more samples")
+
+
 def _in_floats(found: Sequence[Plastic], graph: Graph) -> dict[str, Array]:
     """What was learned, in the model's unit."""
     return {plastic.tensor: plasticity.in_floats(plastic, graph.tensors[plastic.tensor]) for plastic in found}
 
 
-def _write(folder: Path, stages: _Stages, graph: Graph, found: Sequence[Plastic], note: str, curve: Sequence[Epoch]) -> None:
+def _write(folder: Path, stages: _Stages, graph: Graph, found: Sequence[Plastic], note: str, curve: Sequence[Epoch], *, warn: bool) -> None:
     """The learned network as an artefact, then a line an epoch: a run that is stopped keeps its last whole epoch."""
     notes = (*stages.adjoint.provenance.notes, note)
     folded = _with_provenance(plasticity.with_tensors(stages.adjoint, _in_floats(found, graph)), notes=notes)
@@ -588,5 +608,5 @@ def _write(folder: Path, stages: _Stages, graph: Graph, found: Sequence[Plastic]
     else:
         timed = Pipeline((Inject("graded"), Retime(), Quantize(), Partition()))
         made = timed(folded)
-    artifact.write(assembled("lava-sim", folded, made), folder / LEARNED)
+    artifact.write(assembled("lava-sim", folded, made, warn=warn), folder / LEARNED)
     replace_file(folder / METRICS, b"".join(msgspec.json.encode(line) + b"\n" for line in curve))

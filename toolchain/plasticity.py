@@ -138,12 +138,11 @@ def _of_synapse(graph: Graph, synapse: Synapse, number: int) -> Plastic:
 def _of_bias(graph: Graph, name: str, tensor: str, number: int) -> Plastic:
     phase, target = graph.phase("forward"), graph.population(name)
     bias = next(bias for bias in phase.bias[name] if bias.tensor == tensor)
-    leak, taught = phase.dynamics[name].leak, target.kind == "readout"
+    taught = target.kind == "readout"
     on_chip = graph.integer and not taught
     step = 2.0**bias.exponent / graph.scale("forward", name) if on_chip else 1.0
-    share = 1.0 if taught else leak_sum(leak, phase.time_steps - bias.start) / leak_sum(leak, phase.time_steps)
     post_leak = _post_leak(graph, target)
-    worth = share * _post_worth(graph, target, post_leak) / step
+    worth = _post_worth(graph, target, post_leak) / step  # also where it starts a step late: at the equilibrium that is no difference
     return Plastic(number, tensor, None, name, (), BIASES if on_chip else None, worth, step, 1.0, post_leak, taught)
 
 
@@ -282,7 +281,8 @@ def rate(plastic: Plastic, lr: float, scale_factor: float, samples: int) -> floa
 
 def changed(plastic: Plastic, values: Array, product: Array, factor: float, seed: int, update: int) -> Array:
     """`values` after an update, -factor * P; mantissas are rounded at random, by numbers that seed, tensor and update number give, and cut at their bounds."""
-    change = -factor * product.astype(np.float64)
+    with np.errstate(over="ignore"):  # a loss that is no number is said, and mantissas have bounds
+        change = -factor * product.astype(np.float64)
     if plastic.bounds is None:
         return np.asarray(values + change)
     chance = np.random.Generator(np.random.Philox(key=[seed, plastic.number], counter=[0, 0, 0, update]))

@@ -38,7 +38,7 @@ def small(leak: float = 1.0, *, images: bool = False) -> FeedbackSNN:
             hidden[1].weight *= 3
             hidden[1].bias += 0.3
     else:
-        input, hidden, feedback = nn.Linear(64, 12), [nn.Linear(12, 9)], [(1, 0, nn.Linear(9, 12, bias=False))]
+        input, hidden, feedback = nn.Linear(64, 12), [nn.Linear(12, 9)], [(1, 0, nn.Linear(9, 12))]
     return FeedbackSNN(
         name="small",
         input_shape=(1, 8, 8),
@@ -114,7 +114,7 @@ def test_the_rule_is_spides_training_by_gradient_descent() -> None:
     for name, parameter in module.named_parameters():
         np.testing.assert_allclose(found.tensors[name], parameter.detach().numpy(), rtol=0, atol=1e-9, err_msg=name)
         compared += 1
-    assert compared == len(found.tensors) == 7
+    assert compared == len(found.tensors) == 8
 
 
 def test_hidden_connections_learn_what_the_readout_alone_cannot() -> None:
@@ -194,7 +194,9 @@ def test_a_name_of_the_catalogue_starts_anew_unless_asked_otherwise() -> None:
         ({"batch": 0}, "batch is 0: give a whole number from 1 to 65,536"),
         ({"seed": -1}, "seed is -1: "),
         ({"hidden_only": True, "readout_only": True}, "leave nothing to learn: give one of the two, or none"),
-        ({"settings": ["learn.lr=-1"]}, "learn.lr is -1: it must be a positive number"),
+        ({"settings": ["learn.lr=-1"]}, "learn.lr is -1: it must be a positive number, 1e-06 to 1e+06"),
+        ({"settings": ["learn.scale_factor=1e-310"]}, "learn.scale_factor is 1e-310: it must be a positive number"),
+        ({"settings": ["learn.lr="]}, "learn.lr is nothing: it must be a positive number"),
         ({"settings": ["learn.rate=1"]}, "unknown setting 'learn.rate'"),
         ({"settings": ["learn.start=here"]}, "unknown learn.start 'here'"),
         (
@@ -213,7 +215,21 @@ def test_what_cannot_be_learned_is_said(options: dict, sentence: str) -> None:
 def test_a_silent_feedback_phase_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     found = learned("sim", settings=["learn.scale_factor=0.001"])
     assert found.curve[1].silent == 1
+    assert found.device == "cpu"
     assert "no couple fired in a feedback phase, so hidden connections learned nothing: raise learn.scale_factor" in capsys.readouterr().err
+
+
+def test_a_connection_that_rests_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    learned("sim", settings=["learn.lr=0.00001", "learn.readout_lr=1.0"])
+    said = capsys.readouterr().err
+    assert "feedback.0.weight" in said
+    assert "did not change in the first epoch: raise learn.scale_factor or learn.lr, or give more samples" in said
+
+
+def test_a_usage_error_makes_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        learned("sim", dataset="mnist-1k", output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
