@@ -271,6 +271,15 @@ def test_bad_options_are_refused(options: dict[str, str], said: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+def test_the_model_itself_is_not_overwritten(tmp_path: Path) -> None:
+    own = tmp_path / "own.fsnn"
+    toolchain.compile("digits-fc", target="sim", output=own)
+    before = own.read_bytes()
+    with pytest.raises(UsageError, match="belongs to the model itself: write the export to another file"):
+        toolchain.export(own, format="netx", approximate=True, output=own, dataset="digits")
+    assert own.read_bytes() == before
+
+
 def test_other_samples_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lava_dl, "missing", lambda: None)
     with pytest.raises(UsageError, match="64 values"):

@@ -103,6 +103,7 @@ def export(
     path = Path(output)
     if path.name in ("", ".", "..") or path.is_dir():
         raise UsageError(f"'{path}' is no file name: give -o FILE.net")
+    _require_other(model, path)
     source = find(model)
     made = netx.chain(source)
     if not approximate:
@@ -150,6 +151,14 @@ def export(
         versions=versions() | {name: installed(name) or "not installed" for name in ("lava-dl", "h5py")},
         predictions=predicted,
     )
+
+
+def _require_other(model: Model, path: Path) -> None:
+    """The file is neither the model itself nor one of its run folder."""
+    if isinstance(model, (str, os.PathLike)):
+        own, output = Path(model).resolve(), path.resolve()
+        if own == output or (own.is_dir() and own in output.parents and output.exists()):
+            raise UsageError(f"'{path}' belongs to the model itself: write the export to another file")
 
 
 def answers(path: Path, made: netx.Chain, images: data.Images) -> npt.NDArray[np.int64]:
