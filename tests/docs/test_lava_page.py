@@ -32,3 +32,8 @@ def test_the_limits_of_stock_synapses_are_those_of_the_code() -> None:
     assert f"{AUTO_BATCH} by default" in PAGE
     assert int(re.search(r"delays above\s+(\d+) ticks", PAGE)[1]) == stock.DELAY_LIMIT
     assert 2 ** int(re.search(r"matrices beyond 2\^(\d+) weights", PAGE)[1]) == stock.MATRIX_LIMIT
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_no_page_waits_for_its_numbers(page: Path) -> None:
+    assert not re.findall(r"^[A-Z_]{4,}$", page.read_text(), re.M)
