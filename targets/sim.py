@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolchain import codec
 from toolchain.errors import GraphError
-from toolchain.fixed import CURRENT_MANTISSA, EXACT_FLOAT32, EXACT_FLOAT64, decay, largest_product
+from toolchain.fixed import EXACT_FLOAT32, EXACT_FLOAT64, INT32_SAFE, decay, largest_product, largest_total
 from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Graph, Phase, Synapse
 from toolchain.limits import LOIHI2, Limits
 from toolchain.passes import LOIHI_PIPELINE, Pipeline
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
     from toolchain.targets.torch_operations import Operation
     from toolchain.targets.torch_ticks import Arithmetic, TickRun
-
-INT32_SAFE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -156,21 +153,6 @@ class _Integers:
         if leak == 1:
             return potential
         return potential.sign() * ((potential.abs() * (DECAY_ONE - decay(leak))) >> 12)
-
-
-def largest_total(graph: Graph, phase: Phase, name: str) -> int:
-    """A bound on everything that a population adds up in a step: its potential, all that can arrive, biases and injected current."""
-    # A source fires at most once between two steps of its target, but its spikes may pile up before the target's first step.
-    piled = 1 + max(phase.timing.start.values(), default=0) // phase.timing.period
-    arriving = piled * sum(largest_product(graph, synapse)[1] for synapse in phase.synapses if synapse.target == name)
-    return POTENTIAL_LIMIT + arriving + _constant_bound(graph, phase, name)
-
-
-def _constant_bound(graph: Graph, phase: Phase, name: str) -> int:
-    """The largest bias plus injected current of a population."""
-    biases = codec.bias_currents(graph, phase).get(name, ())
-    largest = sum(int(np.abs(current).max(initial=0)) for _, current in biases)
-    return largest + sum(-CURRENT_MANTISSA[0] << drive.exponent for drive in phase.drive if drive.population == name)
 
 
 SIM = Sim()

@@ -240,7 +240,8 @@ def _as_floats(graph: Graph, ops: Sequence[Op]) -> _Floats:
         return _Floats(tuple(ops), dict(graph.tensors))
     exponents = {name: getattr(op, "exponent", 0) for op in ops if (name := weight_of(op)) is not None}
     tensors = {name: np.ldexp(graph.tensors[name].astype(np.float64), exponent) for name, exponent in exponents.items()}
-    return _Floats(fixed.summed(ops), tensors)
+    shifted = [msgspec.structs.replace(op, factor=2.0**op.exponent) if isinstance(op, Scale) and op.weight is None else op for op in ops]
+    return _Floats(fixed.summed(shifted), tensors)
 
 
 def _couples(graph: Graph) -> set[str]:

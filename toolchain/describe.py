@@ -26,8 +26,8 @@ class Process:
 
     `ticks` has an entry a phase: of a population its first tick, the ticks from one of its time steps to the next, and how many steps it makes; of a
     synapse the delay in ticks between a spike of its source and its arrival. In the phases of `idle` it does nothing: a population without a part in them, a
-    synapse of another phase, whose source then sends zeros. `connects` are the two ports that a synapse joins (None of a population), `gate` is the
-    population whose mask multiplies what it carries.
+    synapse of another phase, to which nothing is sent then (to Lava's own synapses silence). `connects` are the two ports that a synapse joins (None of
+    a population), `gate` is the population whose mask multiplies what it carries.
     """
 
     name: str

@@ -26,6 +26,7 @@ from toolchain.ir import (
     Graph,
     Identity,
     Op,
+    Phase,
     Scale,
     Shape,
     Synapse,
@@ -47,6 +48,9 @@ EXACT_FLOAT32 = 2**24
 
 EXACT_FLOAT64 = 2**53
 """The same for float64."""
+
+INT32_SAFE = 2**31 - 1
+"""The largest sum that int32 holds."""
 
 WEIGHT_EXPONENT_MAX = EXPONENT_LIMIT
 """A weight exponent is 4 bit signed; negative ones floor and are never used."""
@@ -260,6 +264,21 @@ def largest_product(graph: Graph, synapse: Synapse) -> tuple[int, int]:
         met, _ = largest_sum(op, graph.tensors, delivered)
         partial, delivered, shifts = max(partial, met), met, shifts + getattr(op, "exponent", 0)
     return partial, delivered << shifts
+
+
+def largest_total(graph: Graph, phase: Phase, name: str) -> int:
+    """For an integer graph: a bound on everything that a population adds up in a step, its potential, all that can arrive, biases and injected current."""
+    # A source fires at most once between two steps of its target, but its spikes may pile up before the target's first step.
+    piled = 1 + max(phase.timing.start.values(), default=0) // phase.timing.period
+    arriving = piled * sum(largest_product(graph, synapse)[1] for synapse in phase.synapses if synapse.target == name)
+    return POTENTIAL_LIMIT + arriving + largest_constant(graph, phase, name)
+
+
+def largest_constant(graph: Graph, phase: Phase, name: str) -> int:
+    """For an integer graph: a bound on bias and injected current of a population. A readout's bias is the host's (`codec.logits`) and does not count."""
+    biases = () if graph.population(name).kind == "readout" else phase.bias.get(name, ())
+    largest = sum(int(np.abs(graph.tensors[b.tensor].astype(np.int64)).max(initial=0)) << b.exponent for b in biases)
+    return largest + sum(-CURRENT_MANTISSA[0] << drive.exponent for drive in phase.drive if drive.population == name)
 
 
 class Mantissas(NamedTuple):

@@ -263,7 +263,7 @@ def _legend(graph: Graph) -> list[str]:
     ]
     if graph.has_phase("feedback"):
         lines += [
-            "In the forward phase b_out sends zeros, in the feedback phase s_out does: the synapses behind it are idle then.",
+            "In the forward phase nothing leaves by b_out, in the feedback phase nothing by s_out: the synapses behind it are idle then.",
             "The mask is 1 where a couple fired in some but not in all time steps of the forward phase.",
         ]
     return lines

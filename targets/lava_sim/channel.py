@@ -129,7 +129,7 @@ class SendPort(_Port, CspSendPort):  # type: ignore[misc]  # Lava carries no typ
 
     def silence(self) -> None:
         """The next message is nothing but zeros; waits for its slot to be free."""
-        self._claim(SILENCE)
+        self._memory.counts[self._claim(SILENCE)] = 0
 
     def post(self) -> None:
         """Let the receiver have the oldest message that was made and not yet posted."""

@@ -11,13 +11,13 @@ import numpy as np
 
 from toolchain import codec
 from toolchain.errors import UsageError
+from toolchain.fixed import INT32_SAFE, largest_total
 from toolchain.ir import Array, Graph, Phase, Population, Synapse
 from toolchain.target import History, Latch, Result, join
 from toolchain.targets.lava_sim.composition import Composition
 from toolchain.targets.lava_sim.plan import PHASES, Board, Part, Record, Role, shared
 from toolchain.targets.lava_sim.runtime import Network, quiet
 from toolchain.targets.lava_sim.stock import Stock
-from toolchain.targets.sim import INT32_SAFE, largest_total
 
 if TYPE_CHECKING:
     from lava.magma.core.process.process import AbstractProcess

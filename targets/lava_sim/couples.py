@@ -31,7 +31,7 @@ class Couples:
         self._drive = np.zeros(part.shape, np.int32)
         self._instructions = native.widest()
         self._role: Role | None = None
-        self._state = ticks.Couples()
+        self._state = native.Couples()
         self._biases: dict[int, Array] = {}
 
     @staticmethod
@@ -84,7 +84,7 @@ class Couples:
             message = port.take()
             if message is None:
                 continue
-            if taken == ticks.MOST_MESSAGES or message.dtype not in TYPES:
+            if taken == native.MOST_MESSAGES or message.dtype not in TYPES:
                 self.collect(message)
                 continue
             state.message[taken], state.bytes[taken] = message.ctypes.data, message.dtype.itemsize

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from toolchain import native
 from toolchain.ir import Array, AvgPool2d, Conv2d, ConvTranspose2d, Dense, Graph, Identity, Op, Scale, Shape, Synapse, Upsample, weight_of
 from toolchain.ir.operations import largest_rows, largest_sum
-from toolchain.native import ticks
+from toolchain.native import Connection, ticks
 
 VALUE_LIMIT = 127
 """The kernel reads int8, and a mask of signs must not overflow."""
@@ -34,7 +34,7 @@ Pairs = list[list[tuple[int, int]]]
 class Stage:
     """One operation for the kernel. `sums` and `width` are the bytes of its sums and of what it makes, `made` how many values a sample."""
 
-    way: ticks.Connection
+    way: Connection
     sums: int
     width: int
     made: int
@@ -91,7 +91,7 @@ def events(graph: Graph, synapse: Synapse, shapes: Sequence[Shape], entry: Shape
 
 def _passes(op: Op) -> bool:
     """Whether an operation changes nothing in integers."""
-    return isinstance(op, Identity) or (isinstance(op, Scale) and op.weight is None)
+    return isinstance(op, Identity) or (isinstance(op, Scale) and op.weight is None and op.exponent == 0)
 
 
 def _signed(graph: Graph, synapse: Synapse) -> bool:
@@ -144,10 +144,9 @@ def _connection(
     """`order` has the kernel's places in the order of their slots; `weight` is (channel, slot row, slot column, made), or one factor a channel."""
     kept = (*_runs(rows, order[0]), *_runs(columns, order[1]), np.ascontiguousarray(weight, np.int16), *_places(rows, columns))
     row_begin, row_runs, column_begin, column_runs, weights, place_row, place_column, place_order = (array.ctypes.data for array in kept)
-    way = ticks.Connection(
+    way = Connection(
         channels=shape[0],
         places=shape[1] * shape[2],
-        width=shape[2],
         made=made[0],
         made_places=made[1] * made[2],
         made_width=made[2],

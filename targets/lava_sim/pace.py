@@ -19,7 +19,7 @@ class OwnPace(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries no typ
     stock processes, would ask each one for an answer on every tick. A channel that belongs to a phase is used in that phase only.
     """
 
-    current: int
+    phase_index: int
     """The phase that the network is in, as an index of PHASES"""
 
     def __init__(self, proc_params: Any) -> None:
@@ -33,7 +33,7 @@ class OwnPace(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries no typ
     def send(self, port: PyOutPort, message: Array | None, count: int | None = None) -> None:
         """Copy a message to every synapse of the port that listens in this phase; None is silence, `count` how many values are not zero, if known."""
         for out in port.csp_ports:
-            if not out.speaks(self.current):
+            if not out.speaks(self.phase_index):
                 continue
             if message is None:
                 out.silence()
@@ -44,7 +44,7 @@ class OwnPace(PyLoihiProcessModel):  # type: ignore[misc]  # Lava carries no typ
 
     def arriving(self, port: PyInPort) -> list[ReceivePort]:
         """The channels of the port on which something is sent in this phase, silence or not."""
-        return [channel for channel in port.csp_ports if channel.speaks(self.current)]
+        return [channel for channel in port.csp_ports if channel.speaks(self.phase_index)]
 
     def _run_ticks(self) -> None:
         ticks = int(self.service_to_process.recv()[0].item())

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolchain.fixed import Grid
+from toolchain.fixed import Grid, largest_constant
 from toolchain.ir import (
-    MANTISSA_LIMIT,
     POTENTIAL_LIMIT,
     Array,
     AvgPool2d,
@@ -239,7 +238,7 @@ def _largest_currents(graph: Graph, phase: Phase) -> dict[Synapse, int]:
     emitted = {p.name: int(graph.scale("forward", p.name)) if p.kind == "input" else 1 for p in graph.populations}
     relays = [p.name for p in graph.of_kind("linear") if p.name in phase.order]
     emitted |= dict.fromkeys(relays, POTENTIAL_LIMIT)
-    own = {name: _own_currents(graph, phase, name) for name in relays}
+    own = {name: largest_constant(graph, phase, name) for name in relays}
     for _ in relays:
         received = {name: own[name] + sum(emitted[s.source] * gains[s] for s in phase.synapses if s.target == name) for name in relays}
         emitted |= {name: min(POTENTIAL_LIMIT, current) for name, current in received.items()}
@@ -252,12 +251,6 @@ def _gain(graph: Graph, synapse: Synapse) -> int:
     for op in synapse.ops:
         gain = largest_sum(op, graph.tensors, gain)[1]
     return gain
-
-
-def _own_currents(graph: Graph, phase: Phase, name: str) -> int:
-    """A bound on bias and drive of one population."""
-    biases = [int(np.abs(graph.tensors[b.tensor].astype(np.int64)).max(initial=0)) << b.exponent for b in phase.bias.get(name, ())]
-    return sum(biases) + sum(MANTISSA_LIMIT << drive.exponent for drive in phase.drive if drive.population == name)
 
 
 def _fan_in(op: Op, tensors: dict[str, Array]) -> int:

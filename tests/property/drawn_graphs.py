@@ -265,6 +265,8 @@ def graphs(
     last = draw(st.sampled_from([p for p in inner if p.kind == "couple" or p is inner[-1]][-2:]))
     synapses.append(Synapse(last.name, "readout", draw(connections(tensors, "readout", last.shape, readout.shape))))
     synapses = list(draw(st.permutations(synapses)))
+    if integer:
+        synapses = [msgspec.structs.replace(s, ops=_shifted(draw, s.ops)) for s in synapses]
     if raw:
         synapses = [msgspec.structs.replace(s, ops=_decorated(draw, tensors, s.ops, s, populations)) for s in synapses]
     time_steps = draw(st.integers(1, STEPS))
@@ -407,6 +409,11 @@ def _decorated(draw: Draw, tensors: Tensors, ops: Chain, synapse: Synapse, popul
     if behind in tail:
         tensors.found[f"{name}.behind"] = frozen(tensors.random.choice([0.5, 1.0, 2.0, -1.0], made[:1]))
     return (*head, *ops, *tail)
+
+
+def _shifted(draw: Draw, ops: Chain) -> Chain:
+    """`ops` with a shift by itself before or behind, now and then."""
+    return draw(st.sampled_from([ops, ops, ops, (Scale(exponent=2), *ops), (*ops, Scale(exponent=1))]))
 
 
 @st.composite

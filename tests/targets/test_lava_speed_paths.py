@@ -69,6 +69,9 @@ OPERATIONS: dict[str, tuple[tuple[Op, ...], tuple[int, ...], tuple[int, ...], di
     "upsampling's adjoint": ((Upsample(2, transpose=True),), (2, 6, 8), (2, 3, 4), {}),
     "factors": ((Scale(1.0, "w", exponent=5),), (3, 2, 5), (3, 2, 5), {"w": (3,)}),
     "factors of a row": ((Scale(1.0, "w"),), (7,), (7,), {"w": (7,)}),
+    "shift": ((Scale(exponent=3),), (3, 2, 5), (3, 2, 5), {}),
+    "shift, then dense": ((Scale(exponent=3), Dense("w", exponent=2)), (19,), (7,), {"w": (7, 19)}),
+    "dense, then shift": ((Dense("w", transpose=True), Identity(), Scale(exponent=7)), (7,), (19,), {"w": (7, 19)}),
     "pool, then conv": ((AvgPool2d(TWO, TWO, NONE), Identity(), Conv2d("w", ONE, TWO)), (2, 8, 6), (3, 4, 3), {"w": (3, 2, 5, 5)}),
     "its adjoint": (
         (Conv2d("w", ONE, TWO, transpose=True), AvgPool2d(TWO, TWO, NONE, transpose=True)),
@@ -77,7 +80,7 @@ OPERATIONS: dict[str, tuple[tuple[Op, ...], tuple[int, ...], tuple[int, ...], di
         {"w": (3, 2, 5, 5)},
     ),
 }
-CHAINED_IN_NUMPY = ("its adjoint",)
+CHAINED_IN_NUMPY = ("its adjoint", "dense, then shift")
 """Between its operations values leave int8."""
 
 
@@ -336,8 +339,71 @@ def test_a_channel_keeps_order_silence_and_types() -> None:
     silence = into.recv()
     assert silence.dtype == np.int64
     assert not silence.any()
+    for _ in range(out.size):  # in slots that had messages of other counts
+        out.room(np.int8, 6)[...] = 1
+        out.post()
+        assert into.take() is not None
+        into.done()
+        out.silence()
+        out.post()
+        assert into.take() is None
+        assert into.count() == 0
+        into.done()
     with pytest.raises(ValueError, match=r"\(2, 3\), not \(3,\)"):
         out.send(np.zeros(3))
+
+
+@lava
+def test_a_channel_carries_thousands_of_messages_to_another_process() -> None:
+    from multiprocessing import get_context
+
+    from toolchain.targets.lava_sim.channel import LightChannel, _Memory
+
+    channel = LightChannel("out", "in", _Memory((5, 3), np.dtype(np.int64), 3, None))
+    out, into, messages = channel.src_port, channel.dst_port, 4000
+    kinds = (np.int8, np.int16, np.int32, np.int64)
+
+    def receive() -> None:
+        for number in range(messages):
+            message = into.take()
+            if number % 5 == 4:
+                assert message is None
+                assert into.count() == 0
+            else:
+                assert message is not None
+                assert message.dtype == kinds[number % 5]
+                assert (message == number % 100).all()
+                assert into.count() == (None if number % 2 else number)
+            into.done()
+
+    child = get_context("fork").Process(target=receive, daemon=True)
+    child.start()
+    try:
+        for number in range(messages):
+            while not out.probe():
+                assert child.is_alive(), "the receiver found a wrong message"
+            if number % 5 == 4:
+                out.silence()
+            else:
+                out.room(kinds[number % 5], None if number % 2 else number)[...] = number % 100
+            out.post()
+        child.join(60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+
+
+@lava
+@pytest.mark.lava
+def test_phases_take_turns_over_synapses_of_several_ticks(random_graph: Any, random_inputs: Any, assert_identical: Any) -> None:
+    graph = Retime("exact")(random_graph(3, couples=3))
+    assert all(max(synapse.delay for synapse in phase.synapses) >= 2 for phase in graph.phases)
+    expected = Reference(trace=True).compile(graph)
+    with LavaSim(batch=2, trace=True).compile(graph) as run:
+        for seed in range(4):
+            inputs, errors = random_inputs(graph, 3, seed)
+            assert_identical(run.run(inputs), expected.run(inputs))
+            assert_identical(run.run(errors, phase="feedback"), expected.run(errors, phase="feedback"))
 
 
 @lava

@@ -379,6 +379,8 @@ POOL = AvgPool2d((2, 2), (2, 2))
         ((AvgPool2d((3, 2), (1, 2)), Conv2d("grouped", groups=2)), (4, 2, 2), (5, 6)),
         ((Scale(weight="s"), POOL), (2, 3, 4), (2, 2)),
         ((POOL, Dense("w")), (5,), None),
+        ((POOL, Scale(exponent=2), Dense("w", exponent=1)), (5,), None),
+        ((Scale(exponent=3), Conv2d("k", padding=(1, 1))), (4, 6, 8), (3, 3)),
         ((Dense("back", transpose=True),), (5,), None),
     ],
 )

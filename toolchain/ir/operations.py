@@ -176,7 +176,7 @@ def largest_sum(op: Op, tensors: Mapping[str, Array], incoming: int) -> tuple[in
         made = incoming * (overlap if op.transpose else prod(op.kernel))
         return made, made
     if isinstance(op, Scale) and op.weight is None:
-        return incoming, incoming
+        return incoming, incoming << op.exponent
     made = incoming * int(largest_rows(op, tensors))
     return made, made << op.exponent
 

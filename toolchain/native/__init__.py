@@ -15,6 +15,9 @@ from toolchain.errors import ToolchainError
 
 INSTRUCTION_SETS = ("plain", "AVX2", "AVX-512")
 
+MOST_MESSAGES = 8
+"""Messages that one step takes in; more wait before it."""
+
 
 class Edge(ctypes.Structure):
     """A connection from the spikes of one layer to the potential of another; see `spikes.c`. Pointers are addresses."""
@@ -54,6 +57,54 @@ class Layer(ctypes.Structure):
     )
 
 
+class Connection(ctypes.Structure):
+    """Where each value of a source goes, and by what weight; see `ticks.c`. Pointers are addresses."""
+
+    _fields_ = (
+        ("channels", ctypes.c_int32),
+        ("places", ctypes.c_int32),
+        ("made", ctypes.c_int32),
+        ("made_places", ctypes.c_int32),
+        ("made_width", ctypes.c_int32),
+        ("slot_rows", ctypes.c_int32),
+        ("slot_columns", ctypes.c_int32),
+        ("diagonal", ctypes.c_int32),
+        ("exponent", ctypes.c_int32),
+        ("place_row", ctypes.c_void_p),
+        ("place_column", ctypes.c_void_p),
+        ("place_order", ctypes.c_void_p),
+        ("row_begin", ctypes.c_void_p),
+        ("column_begin", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("columns", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+    )
+
+
+class Couples(ctypes.Structure):
+    """A population's state and what arrives; see `ticks.c`. Pointers are addresses."""
+
+    _fields_ = (
+        ("neurons", ctypes.c_int64),
+        ("threshold", ctypes.c_int32),
+        ("reset", ctypes.c_int32),
+        ("both", ctypes.c_int32),
+        ("messages", ctypes.c_int32),
+        ("message", ctypes.c_void_p * MOST_MESSAGES),
+        ("bytes", ctypes.c_int32 * MOST_MESSAGES),
+        ("potential", ctypes.c_void_p),
+        ("waiting", ctypes.c_void_p),
+        ("drive", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("activity", ctypes.c_void_p),
+        ("saturations", ctypes.c_void_p),
+        ("spikes", ctypes.c_void_p),
+        ("sent", ctypes.c_void_p),
+    )
+
+
 @cache
 def _library() -> ctypes.CDLL | str:
     """The library, or why there is none."""
@@ -68,8 +119,16 @@ def _library() -> ctypes.CDLL | str:
             found.toolchain_deliver.restype = ctypes.c_int64
             found.toolchain_couples.restype = ctypes.c_int64
             found.toolchain_collect.restype = None
+            sizes = [
+                found.toolchain_stage_size(0),
+                found.toolchain_stage_size(1),
+                found.toolchain_ticks_size(0),
+                found.toolchain_ticks_size(1),
+            ]
         except (OSError, AttributeError) as error:
             return f"the native kernel cannot be loaded ({error}): install the package again"
+        if sizes != [ctypes.sizeof(part) for part in (Layer, Edge, Connection, Couples)]:
+            return "the native kernel was built from other sources than these: install the package again"
         found.toolchain_stage.argtypes = (
             ctypes.POINTER(Layer),
             ctypes.c_int32,

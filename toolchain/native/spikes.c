@@ -177,3 +177,8 @@ int32_t toolchain_stage(const Layer *layers, int32_t n_layers, const Edge *edges
 #endif
     return (wide_reals ? stage_f64 : stage_f32)(layers, n_layers, edges, n_edges, leak, both, first, last, steps);
 }
+
+/* How large the structs are here, for who describes them once more: 0 Layer, 1 Edge. */
+int32_t toolchain_stage_size(int32_t which) {
+    return (int32_t)(which == 0 ? sizeof(Layer) : sizeof(Edge));
+}

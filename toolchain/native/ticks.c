@@ -12,7 +12,7 @@ typedef struct {
 } Run;
 
 typedef struct {
-    int32_t channels, places, width;        /* of the source */
+    int32_t channels, places;               /* of the source */
     int32_t made, made_places, made_width;  /* of the target: channels first */
     int32_t slot_rows, slot_columns;        /* of the kernel */
     int32_t diagonal;                       /* 1: every channel goes to itself alone, with one weight for all slots */
@@ -203,4 +203,9 @@ void toolchain_collect(int32_t *waiting, const void *message, int32_t bytes, int
     (void)widest;
 #endif
     collect_32(waiting, message, bytes, length);
+}
+
+/* How large the structs are here, for who describes them once more: 0 Connection, 1 Couples. */
+int32_t toolchain_ticks_size(int32_t which) {
+    return (int32_t)(which == 0 ? sizeof(Connection) : sizeof(Couples));
 }

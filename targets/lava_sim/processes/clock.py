@@ -20,7 +20,7 @@ class ClockedModel(OwnPace):
         self.run_number = 0
         self.slot = 0
         self.batch = 0
-        self.current = FORWARD
+        self.phase_index = FORWARD
 
     def run_spk(self) -> None:
         if self.tick == 0:
@@ -29,13 +29,13 @@ class ClockedModel(OwnPace):
         self._advance()
         self.board.ticks[self.line] += 1
         self.tick += 1
-        if self.tick == self.lengths[self.current]:
+        if self.tick == self.lengths[self.phase_index]:
             self._end_sample()
             self.tick = 0
 
     def _next_sample(self) -> None:
         """Where the network stands: a run's first batch, or the batch after the last."""
-        self.current, first, run = self.board.read()
+        self.phase_index, first, run = self.board.read()
         self.slot = 0 if run != self.run_number else self.slot + 1
         self.run_number = run
         self.batch = first + self.slot

@@ -66,12 +66,12 @@ class _PlasticModel(ClockedModel):
         self.backward.composition = None if part.backward is None else Composition(graph, part.backward)
 
     def _begin_sample(self) -> None:
-        (self.forward if self.current == FORWARD else self.backward).trace[...] = 0
+        (self.forward if self.phase_index == FORWARD else self.backward).trace[...] = 0
 
     def _advance(self) -> None:
         self.send(self.a_out, self.forward.flight.popleft())
         self.send(self.c_out, self.backward.flight.popleft())
-        ahead, part = self.current == FORWARD, self.part
+        ahead, part = self.phase_index == FORWARD, self.part
         for direction, port, name, phase in (
             (self.forward, self.s_in, part.forward.source, "forward"),
             (self.backward, self.b_in, part.forward.target, "feedback"),
@@ -89,7 +89,7 @@ class _PlasticModel(ClockedModel):
 
     def _end_sample(self) -> None:
         part, learned = self.part, self.part.learned
-        if self.current == FORWARD or learned is None or not learned.lesson.on():
+        if self.phase_index == FORWARD or learned is None or not learned.lesson.on():
             return
         update, rate = learned.lesson.read(learned.plastic.number)
         r, q = (

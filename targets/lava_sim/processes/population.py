@@ -21,7 +21,8 @@ class Couple(AbstractProcess):  # type: ignore[misc]  # Lava carries no types
         u <- leak(u - reset * s)
 
     `a_in` takes all synapses, of both phases. Spikes leave by `s_out` in the forward phase and, times the mask latched from the forward
-    phase's spike counts, by `b_out` in the feedback phase; the other port then rests. Ports have the shape `port_shape`.
+    phase's spike counts, by `b_out` in the feedback phase; by the other port then nothing, or silence where the synapses are Lava's own. Ports have
+    the shape `port_shape`.
     """
 
     def __init__(self, *, part: Part, port_shape: tuple[int, ...], name: str) -> None:

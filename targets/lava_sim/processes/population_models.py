@@ -29,7 +29,7 @@ class _PopulationModel(ClockedModel):
         self.role: Role | None = None
 
     def _begin_sample(self) -> None:
-        self.role = self.part.roles[self.current]
+        self.role = self.part.roles[self.phase_index]
 
 
 class _Integrating(_PopulationModel):
@@ -50,7 +50,7 @@ class _Integrating(_PopulationModel):
         super()._begin_sample()
         if self.native is None:
             self.potential = np.zeros_like(self.potential)
-        if self.current == FORWARD and self.batch == 0:
+        if self.phase_index == FORWARD and self.batch == 0:
             self.masks.clear()
         if self.role is None or self.role.record is None:
             return
@@ -145,9 +145,9 @@ class _Integrating(_PopulationModel):
             record.traces[self.slot] = counts
         if dynamics.members == "plus":
             record.activity[self.slot] = counts
-        if self.part.latches and self.current == FORWARD:
+        if self.part.latches and self.phase_index == FORWARD:
             self.masks[self.batch] = (counts > 0) & (counts < self.role.phase.time_steps)
-        if self.current == FEEDBACK:
+        if self.phase_index == FEEDBACK:
             for bias in self.part.biases:
                 self._learn(bias, record)
 
@@ -169,7 +169,7 @@ class _Integrating(_PopulationModel):
 
 class _SendingModel(_Integrating):
     def _emit(self) -> None:
-        forward = self.current == FORWARD
+        forward = self.phase_index == FORWARD
         self.send(self.s_out, self.spikes if forward else None, self.sent)
         self.send(self.b_out, None if forward else self.spikes, self.sent)
 
@@ -179,7 +179,7 @@ class _TaughtModel(_Integrating):
 
     def _emit(self) -> None:
         lesson, message = self.part.lesson, self.part.message
-        says = self.current == FEEDBACK and self.tick == 0 and lesson is not None and message is not None and lesson.on()
+        says = self.phase_index == FEEDBACK and self.tick == 0 and lesson is not None and message is not None and lesson.on()
         self.send(self.b_out, message if says else None)
 
 

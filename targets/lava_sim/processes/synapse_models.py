@@ -27,7 +27,7 @@ class _SynapseModel(OwnPace):
         self.own_phase = PHASES.index(proc_params["phase"])
         self.delay: int = proc_params["delay"]
         self.ahead = 0
-        self.current = self.own_phase
+        self.phase_index = self.own_phase
 
     def takes_part(self) -> bool:
         return self.board.read()[0] == self.own_phase
