@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 import uuid
 import warnings
@@ -28,6 +27,7 @@ from typing import Any, Protocol
 
 import toolchain
 from toolchain import shards, target
+from toolchain.children import end_with
 from toolchain.errors import ToolchainError, UsageError
 from toolchain.shards import Failure, Message, Opener, Tries
 
@@ -41,9 +41,6 @@ GONE = 30.0
 
 LOOK = 2.0
 """Seconds between two looks at which workers a scheduler has."""
-
-ORPHAN_LOOK = 0.5
-"""Seconds between two looks of a worker at its parent."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -173,13 +170,7 @@ def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.dup2(2, 1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(ORPHAN_LOOK)
-    os._exit(1)
+    end_with(parent)
 
 
 @contextlib.contextmanager

@@ -239,8 +239,16 @@ def _close(name: str) -> None:
         session.close()
 
 
+def _end_idle(name: str) -> None:
+    """What a timer does: close the job, unless somebody asked for it while the timer waited for its turn."""
+    with _OPEN.lock:
+        if _OPEN.timers.get(name) is threading.current_thread():
+            del _OPEN.timers[name]
+            _close(name)
+
+
 def _start_timer(name: str) -> None:
-    timer = _OPEN.timers[name] = threading.Timer(IDLE, end, (name,))
+    timer = _OPEN.timers[name] = threading.Timer(IDLE, _end_idle, (name,))
     timer.daemon = True
     timer.start()
 
@@ -261,22 +269,13 @@ def _failure(error: Exception) -> Failure:
 
 @contextlib.contextmanager
 def _hosting() -> Iterator[None]:
-    """Let this process start children by fork, as Lava needs.
-
-    A Dask worker under a Nanny is a daemonic process that was spawned: multiprocessing then refuses it children, and gives them another start method.
-    Ours watch their parent and end with it, which is what the refusal is for.
-    """
-    facts = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # there is no other way to say it
-    daemon, method = facts.get("daemon"), multiprocessing.get_start_method(allow_none=True)
+    """Children of this process are forked, as Lava needs: a Dask worker under a Nanny was spawned, and multiprocessing then spawns what it starts too."""
+    method = multiprocessing.get_start_method(allow_none=True)
     forks = method not in (None, "fork") and "fork" in multiprocessing.get_all_start_methods()
-    if daemon:
-        facts["daemon"] = False
     if forks:
         multiprocessing.set_start_method("fork", force=True)
     try:
         yield
     finally:
-        if daemon:
-            facts["daemon"] = daemon
         if forks:
             multiprocessing.set_start_method(method, force=True)

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import logging
 import mmap
-import multiprocessing
 import os
 import signal
 import threading
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from toolchain.children import end_with, forking
 from toolchain.errors import ToolchainError
 from toolchain.targets.lava_sim.plan import shared
 
@@ -38,9 +38,6 @@ FAULT_BYTES = 4096
 
 LOOK = 0.05
 """Seconds between two looks at the children while the host waits."""
-
-ORPHAN_LOOK = 0.25
-"""Seconds between two looks of a child at its parent."""
 
 LAST_WORDS = 5.0
 """Seconds that a process which has reported an error has to leave its traceback and end."""
@@ -211,7 +208,7 @@ def _compiled(processes: list[AbstractProcess], tag: str) -> Any:
         def build_actor(self, target_fn: Any, builder: Any, exception_q: Any = None) -> Any:
             name, fault = self._waiting.pop(0)
             child = SystemProcess(target=_live, args=(builder, fault, os.getpid()), name=name, daemon=True)
-            with _forking():
+            with forking():
                 child.start()
             self._actors.append(child)
             return child
@@ -262,20 +259,13 @@ def _live(builder: Any, fault: npt.NDArray[np.uint8], parent: int) -> None:
     """The life of a child: build its part of the network, run it, and leave a traceback in `fault` where that fails."""
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        end_with(parent)
         one_blas_thread()
         builder.build().start()
     except BaseException:  # whatever it was, the host must hear of it
         text = traceback.format_exc().encode()[-FAULT_BYTES:]
         fault[: len(text)] = np.frombuffer(text, np.uint8)
         os._exit(1)
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, however the parent went."""
-    while os.getppid() == parent:
-        time.sleep(ORPHAN_LOOK)
-    os._exit(1)
 
 
 def _kill(runtime: Any, processes: list[Any], owner: int) -> None:
@@ -310,7 +300,7 @@ def _forget(processes: list[Any]) -> None:
 
 @contextlib.contextmanager
 def _signals_later() -> Iterator[None]:
-    """What Ctrl-C and SIGTERM raise in the main thread is raised at the end: no child is lost between its fork and its entry in a list."""
+    """What Ctrl-C and SIGTERM raise in the main thread is raised at the end, whatever else was raised: no child is lost between its fork and its entry in a list."""
     came: list[int] = []
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.getsignal(number) for number in numbers}
@@ -322,25 +312,8 @@ def _signals_later() -> Iterator[None]:
     finally:
         for number in reversed(deferred):  # SIGINT last: its handler raises
             signal.signal(number, before[number])
-    for number in came:
-        signal.raise_signal(number)
-
-
-@contextlib.contextmanager
-def _forking() -> Iterator[None]:
-    """A child forked here never sees Ctrl-C, and a daemonic process (a worker of a pool or a cluster) may fork it.
-
-    multiprocessing forbids those to have children, which would outlive them: ours do not.
-    """
-    config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    daemonic = config.pop("daemon", None)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if daemonic is not None:
-            config["daemon"] = daemonic
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -151,6 +153,27 @@ def test_closing_twice_and_running_after(network: Any) -> None:
     assert _gone(children, 1)
     with pytest.raises(ToolchainError, match="closed: compile the graph again"):
         run.run(inputs)
+
+
+def test_ctrl_c_while_a_network_fails_to_start_is_not_lost(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both at once: the user's wish to end comes before the error."""
+    from toolchain.targets.lava_sim import runtime
+
+    @contextlib.contextmanager
+    def failing() -> Iterator[None]:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise OSError(24, "Too many open files")
+        yield
+
+    monkeypatch.setattr(runtime, "forking", failing)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            LAVA_SIM.compile(network[0])
+        assert isinstance(caught.value.__context__, OSError)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_nothing_is_left_open(network: Any) -> None:

@@ -225,6 +225,33 @@ def test_a_worker_keeps_a_job_open_until_it_fails_ends_or_nobody_asks(monkeypatc
     assert within(2, lambda: Counting.open == 0)
 
 
+def test_a_job_that_is_asked_at_the_last_moment_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next question comes just before the time is up, and takes longer than even a job's end would wait for it."""
+    job = Message({"toolchain": toolchain.__version__}).packed()
+    question = Message({"n": 5}).packed()
+    seen = []
+
+    class Slow(Counting):
+        def answer(self, question: Message) -> Message:
+            time.sleep(0.3)
+            seen.append(Slow.open)
+            return super().answer(question)
+
+    stop = shards._stop_timer
+    monkeypatch.setattr(shards, "PATIENCE", 0.05)
+    monkeypatch.setattr(shards, "IDLE", 0.2)
+    shards.ask(Slow, "e", job, b"")
+    monkeypatch.setattr(shards, "IDLE", 60.0)
+    monkeypatch.setattr(shards, "_stop_timer", lambda name: (time.sleep(0.4), stop(name)))
+    try:
+        shards.ask(Slow, "e", job, question)
+        time.sleep(0.2)
+        assert (seen, Slow.open) == ([1], 1)
+    finally:
+        shards.end("e")
+    assert Slow.open == 0
+
+
 def test_a_worker_of_another_version_says_so() -> None:
     failure = shards.read_answer(shards.ask(Counting, "d", Message({"toolchain": "9.9"}).packed(), b""))
     assert isinstance(failure, Failure)
