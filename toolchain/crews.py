@@ -195,6 +195,7 @@ class DaskCrew:
         self._job: Any = None
         self._asked = False
         self._workers: list[str] = []
+        self._most: int | None = None
         self._looked = 0.0
         self._running: dict[int, tuple[Any, str]] = {}
         self._tries = 0
@@ -233,8 +234,10 @@ class DaskCrew:
     def ready(self, job: Message, most: int, tries: Tries) -> list[Message]:
         data = job.packed()
         self._asked = True
+        self._most = most
+        self._alive()
         greetings = []
-        for where, answer in self._on_workers(_ask_on_dask, self._opener, self._name, data).items():
+        for where, answer in self._on_workers(_ask_on_dask, self._opener, self._name, data, workers=self._workers).items():
             found = shards.read_answer(answer)
             if isinstance(found, Message):
                 greetings.append(found)
@@ -312,19 +315,21 @@ class DaskCrew:
             time.sleep(0.1)
 
     def _alive(self) -> bool:
-        """Whether the scheduler answers and has workers, which are kept."""
+        """Whether the scheduler answers and has workers; those we use are kept, and others join them where more may."""
         self._looked = time.monotonic()
         try:
             found = sorted(self._client.scheduler_info(n_workers=-1, callback_timeout=ANSWER)["workers"])
         except Exception:  # in whatever words: it does not answer
             return False
         if found:
-            self._workers, self.size = found, len(found)
+            known = [worker for worker in self._workers if worker in found]
+            self._workers = [*known, *(worker for worker in found if worker not in known)][: self._most]
+            self.size = len(self._workers)
         return bool(found)
 
-    def _on_workers(self, function: Any, *arguments: object) -> dict[str, Any]:
-        """What `function` returns on each worker that is still there; UsageError where one cannot run our functions."""
-        found = self._client.run(function, *arguments, on_error="return")
+    def _on_workers(self, function: Any, *arguments: object, workers: list[str] | None = None) -> dict[str, Any]:
+        """What `function` returns on each of `workers` (None: all) that is still there; UsageError where one cannot run our functions."""
+        found = self._client.run(function, *arguments, on_error="return", workers=workers)
         gone = {where: error for where, error in found.items() if isinstance(error, OSError)}
         for where, error in found.items():
             if isinstance(error, ToolchainError):

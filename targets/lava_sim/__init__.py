@@ -92,7 +92,7 @@ class LavaSim:
         problems = self.check(graph)
         if problems:
             raise DesignRuleError("; ".join(problems))
-        _allow_fork()
+        allow_fork()
         from toolchain.targets.lava_sim.compile import Run
 
         return Run(graph, self)
@@ -107,7 +107,7 @@ class LavaSim:
         problems = self.check(graph)
         if problems:
             raise DesignRuleError("; ".join(problems))
-        _allow_fork()
+        allow_fork()
         from toolchain.targets.lava_sim.learning import LearningRun
 
         return LearningRun(graph, replace(self, batch=batch, phases=None), plastics, seed)
@@ -172,8 +172,11 @@ def _unreached(phases: list[Phase]) -> str | None:
     return next((name for name in names if name not in reached), None)
 
 
-def _allow_fork() -> None:
-    """Lava sets multiprocessing's start method to fork when it is imported, and fails where any is set already."""
+def allow_fork() -> None:
+    """To be called before Lava is imported: it sets multiprocessing's start method to fork then, and fails where any is set already.
+
+    UsageError where this program has set another one.
+    """
     method = multiprocessing.get_start_method(allow_none=True)
     if method not in (None, "fork"):
         raise UsageError(f"Lava needs multiprocessing's start method 'fork' and this program has set '{method}': remove that call")

@@ -103,6 +103,10 @@ class Network:
             self.close()
             raise
 
+    def open_variables(self) -> None:
+        """From now on, between runs, `get` and `set` of the processes' variables speak to the processes: those of Lava's own, ours need none."""
+        self._runtime._is_started = True
+
     def require_alive(self) -> None:
         if not self._kill.alive:
             raise ToolchainError(self._failure or "this lava-sim network is closed: compile the graph again")
@@ -273,6 +277,7 @@ def _kill(runtime: Any, processes: list[Any], owner: int) -> None:
 
     A process forked by somebody else holds the same objects as their `owner`, and must leave the children alone.
     """
+    runtime._is_started = False  # Lava stops a started one when it is forgotten, in its own way
     if os.getpid() != owner:
         return
     with _signals_later():

@@ -537,6 +537,19 @@ def test_two_workers_of_a_cluster_host_a_lava_runtime_each(
 
 
 @needs_dask
+@pytest.mark.lava
+@needs_lava
+def test_a_worker_without_a_shard_starts_nothing(cluster: Cluster, pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    hosting = []
+    take = crews.DaskCrew.take
+    monkeypatch.setattr(crews.DaskCrew, "take", lambda crew: hosting.append(sorted(len(children(pid)) for pid in pair)) or take(crew))
+    assert digits(scheduler=cluster.address, samples=1).to_json()["jobs"] == 1
+    ((idle, busy),) = hosting
+    assert idle == 0
+    assert busy > 3
+
+
+@needs_dask
 def test_workers_of_another_version_are_refused(cluster: Cluster, pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "__version__", "9.9")
     with pytest.raises(UsageError, match=r"worker on .* has toolchain .* and the job comes from 9\.9: install the same version on both"):

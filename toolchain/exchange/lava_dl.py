@@ -63,7 +63,7 @@ class Reading:
                 self.network.out.connect(self._sink.a_in)
             made = ProcessServer().processes[known:]
         self._lava = Network(made, "fixed_pt", np.zeros(1, np.int64), DEADLINE)
-        self._lava._runtime._is_started = True  # Lava's variables ask this before they speak to their process
+        self._lava.open_variables()
 
     def samples(self, frames: Array) -> Iterator[Array]:
         """For each of `frames`, whole numbers (samples, *input shape as lava-dl has it): the readout's potentials (classes,), in steps of 2^-6 of its weights, or with
@@ -83,7 +83,6 @@ class Reading:
 
     def close(self) -> None:
         """End all processes."""
-        self._lava._runtime._is_started = False
         self._lava.close()
 
     def __enter__(self) -> Reading:
@@ -113,7 +112,7 @@ class Reading:
 @contextlib.contextmanager
 def _lava() -> Iterator[None]:
     """Where lava-dl is imported and its processes are made: without what it prints, and with the process model it lacks."""
-    lava_sim._allow_fork()
+    lava_sim.allow_fork()
     with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         import lava.lib.dl.netx.blocks.process as blocks
         from lava.lib.dl.netx.blocks.models import AbstractPyBlockModel
