@@ -12,7 +12,7 @@ import msgspec
 
 from toolchain.errors import UsageError
 from toolchain.ir import Bias, Drive, Dynamics, Graph, Op, Phase, Population, Shape, Synapse, tensor_names, weight_of
-from toolchain.notation import operation, operations, route, size, synapse_products, table
+from toolchain.notation import operation, operations, process_names, route, size, synapse_products, table
 from toolchain.utilisation import utilisation
 from toolchain.versions import versions
 
@@ -61,7 +61,11 @@ def processes(graph: Graph) -> tuple[Process, ...]:
     used = [p for p in graph.populations if any(p.name in phase.order for phase in graph.phases)]
     return (
         *(_population_process(graph, population) for population in used),
-        *(_synapse_process(graph, phase, synapse) for phase in graph.phases for synapse in phase.synapses),
+        *(
+            _synapse_process(graph, phase, synapse, name)
+            for phase in graph.phases
+            for synapse, name in zip(phase.synapses, process_names(phase.synapses, phase.name), strict=True)
+        ),
     )
 
 
@@ -72,9 +76,9 @@ def _population_process(graph: Graph, population: Population) -> Process:
     return Process(name, _kind(population.kind), size(population.shape), ticks, PORTS[population.kind], idle=idle)
 
 
-def _synapse_process(graph: Graph, phase: Phase, synapse: Synapse) -> Process:
+def _synapse_process(graph: Graph, phase: Phase, synapse: Synapse, name: str) -> Process:
     return Process(
-        f"{synapse.source} -> {synapse.target} ({phase.name})",
+        name,
         "synapse",
         operations(graph, synapse.ops),
         {phase.name: {"delay": synapse.delay}},

@@ -57,6 +57,15 @@ def _pair(mark: str, pair: tuple[int, int], usual: int) -> str:
     return f"{mark}{pair[0]}" if pair[0] == pair[1] else f"{mark}{size(pair)}"
 
 
+def process_names(synapses: Sequence[Synapse], does: str) -> list[str]:
+    """The name of each synapse's process, in their order: its ends and what it `does` (a phase's name), and a number where several join the same two."""
+    ends = [(synapse.source, synapse.target) for synapse in synapses]
+    return [
+        f"{source} -> {target} ({does})" + (f" {ends[: i + 1].count((source, target))}" if ends.count((source, target)) > 1 else "")
+        for i, (source, target) in enumerate(ends)
+    ]
+
+
 def operation(graph: Graph, op: Op) -> str:
     """An operation with the tensor it reads and, in integer graphs, the shift behind it: `conv 3x3/2 p1 hidden.0.weight << 3`."""
     exponent = getattr(op, "exponent", 0)

@@ -13,6 +13,7 @@ from toolchain import codec
 from toolchain.errors import UsageError
 from toolchain.fixed import INT32_SAFE, largest_total
 from toolchain.ir import Array, Graph, Phase, Population, Synapse
+from toolchain.notation import process_names
 from toolchain.target import History, Latch, Result, join
 from toolchain.targets.lava_sim.composition import Composition
 from toolchain.targets.lava_sim.plan import PHASES, Board, Part, Record, Role, shared
@@ -209,13 +210,13 @@ class Run:
         synapses = []
         for phase in self._phases.values():
             stock = Stock(self.graph, phase, sparse=self._only_sparse) if self._stock else None
-            for synapse in phase.synapses:
+            for synapse, name in zip(phase.synapses, process_names(phase.synapses, phase.name), strict=True):
                 source = populations[synapse.source]
                 emits, takes = source.s_out if phase.name == "forward" else source.b_out, populations[synapse.target].a_in
                 if stock is not None:
-                    synapses += stock.joined(synapse, emits, takes)
+                    synapses += stock.joined(synapse, name, emits, takes)
                     continue
-                process = self._own_synapse(phase, synapse)
+                process = self._own_synapse(phase, synapse, name)
                 emits.connect(process.s_in)
                 process.a_out.connect(takes)
                 synapses.append(process)
@@ -225,7 +226,7 @@ class Run:
         neurons = prod(population.shape)
         return (neurons,) if self._stock else (self._batch, neurons)
 
-    def _own_synapse(self, phase: Phase, synapse: Synapse) -> AbstractProcess:
+    def _own_synapse(self, phase: Phase, synapse: Synapse, name: str) -> AbstractProcess:
         from toolchain.targets.lava_sim.processes.synapse import Synapse as SynapseProcess
 
         composition = Composition(self.graph, synapse)
@@ -235,7 +236,7 @@ class Run:
             phase=phase.name,
             batch=self._batch,
             delay=synapse.delay,
-            name=_name(phase, synapse),
+            name=name,
         )
 
 
@@ -251,7 +252,3 @@ def _steps_first(rows: Array, samples: int, shape: tuple[int, ...]) -> Array:
         steps, slots * batch, neurons
     )  # of one slot a view of the shared memory, which the next run fills anew
     return whole[:, :samples].reshape(steps, samples, *shape).copy()
-
-
-def _name(phase: Phase, synapse: Synapse) -> str:
-    return f"{synapse.source} -> {synapse.target} ({phase.name})"

@@ -16,6 +16,7 @@ import numpy as np
 from toolchain import plasticity
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Bias, Graph, Population, Synapse, weight_of
+from toolchain.notation import process_names
 from toolchain.plasticity import Plastic
 from toolchain.target import Result
 from toolchain.targets.lava_sim.compile import Run
@@ -108,14 +109,15 @@ class LearningRun(Run):
             p.name: kinds[p.kind](part=self._parts[p.name], port_shape=self._port_shape(p), name=p.name) for p in used
         }
         synapses = []
-        for number, synapse in enumerate(self.graph.phase("forward").synapses):
+        declared = self.graph.phase("forward").synapses
+        for number, (synapse, name) in enumerate(zip(declared, process_names(declared, "learns"), strict=True)):
             back = self._backward(synapse)
             inputs, outputs = (prod(self.graph.population(name).shape) for name in (synapse.source, synapse.target))
             process = PlasticProcess(
                 part=self._plastic_part(synapse, back, len(used) + number),
                 inputs=inputs,
                 outputs=outputs,
-                name=f"{synapse.source} -> {synapse.target} (learns)",
+                name=name,
             )
             source, target = populations[synapse.source], populations[synapse.target]
             source.s_out.connect(process.s_in)

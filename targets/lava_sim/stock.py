@@ -91,12 +91,12 @@ class Stock:
         """A sentence for every connection that Lava's processes cannot carry exactly."""
         return [problem for synapse in self._phase.synapses for problem in self._problems_of(synapse)]
 
-    def joined(self, synapse: Synapse, source: OutPort, target: InPort) -> list[AbstractProcess]:
-        """The processes of `synapse`, connected to its two populations."""
+    def joined(self, synapse: Synapse, name: str, source: OutPort, target: InPort) -> list[AbstractProcess]:
+        """The processes of `synapse`, which are called `name`, connected to its two populations."""
         convolution = self._convolution(synapse)
         if convolution is not None:
-            return [self._conv(synapse, convolution, source, target)]
-        made = [self._product(synapse, *piece) for piece in self._pieces(synapse)]
+            return [self._conv(synapse, name, convolution, source, target)]
+        made = [self._product(synapse, *piece) for piece in self._pieces(synapse, name)]
         for process in made:
             source.connect(process.s_in)
             process.a_out.connect(target)
@@ -147,7 +147,7 @@ class Stock:
             return Convolution(np.left_shift(weight.astype(np.int32), op.exponent), grid, made.before, made.after)
         return made
 
-    def _conv(self, synapse: Synapse, made: Convolution, source: OutPort, target: InPort) -> AbstractProcess:
+    def _conv(self, synapse: Synapse, name: str, made: Convolution, source: OutPort, target: InPort) -> AbstractProcess:
         """Lava's Conv flips its kernels and puts channels last."""
         from lava.proc.conv.process import Conv
 
@@ -160,16 +160,15 @@ class Stock:
             dilation=made.grid.dilation,
             groups=made.grid.groups,
             num_message_bits=self._message_bits(synapse),
-            name=self._name(synapse),
+            name=name,
         )
         source.reshape(made.before).transpose((1, 2, 0)).connect(process.s_in)
         process.a_out.transpose((2, 0, 1)).reshape((prod(made.after),)).connect(target)
         return process
 
-    def _pieces(self, synapse: Synapse) -> list[tuple[Any, int, str]]:
+    def _pieces(self, synapse: Synapse, name: str) -> list[tuple[Any, int, str]]:
         """The matrix, a NumPy array for a Dense or a SciPy one for a Sparse, as digits, each with its exponent and its process's name."""
         dense = [op for op in synapse.ops if not isinstance(op, Identity)]
-        name = self._name(synapse)
         if len(dense) == 1 and isinstance(dense[0], Dense) and not self._sparse:
             weight = self._graph.tensors[dense[0].weight]
             matrix = weight.T if dense[0].transpose else weight
@@ -214,9 +213,6 @@ class Stock:
         source, target = (prod(self._graph.population(name).shape) for name in (synapse.source, synapse.target))
         met = prod(_fan_in(op, self._graph.tensors) for op in synapse.ops)
         return target * min(source, met)
-
-    def _name(self, synapse: Synapse) -> str:
-        return f"{synapse.source} -> {synapse.target} ({self._phase.name})"
 
 
 def _fits_conv(made: Convolution) -> bool:

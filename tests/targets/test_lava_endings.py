@@ -18,8 +18,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from toolchain.describe import processes
 from toolchain.errors import ToolchainError, UsageError
 from toolchain.passes.retime import Retime
 from toolchain.targets.lava_sim import LAVA_SIM, LavaSim
@@ -153,6 +155,34 @@ def test_closing_twice_and_running_after(network: Any) -> None:
     assert _gone(children, 1)
     with pytest.raises(ToolchainError, match="closed: compile the graph again"):
         run.run(inputs)
+
+
+@pytest.mark.parametrize("synapses", ["own", "stock"])
+def test_an_error_names_one_of_two_synapses_that_join_the_same_populations(
+    network: Any, synapses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toolchain.targets.lava_sim import runtime
+
+    graph, inputs, _ = network
+    forward = graph.phase("forward")
+    (twice,) = (synapse for synapse in forward.synapses if synapse.target == "readout")
+    doubled = msgspec.structs.replace(forward, synapses=(*forward.synapses, twice))
+    graph = msgspec.structs.replace(graph, phases=(doubled, *graph.phases[1:]))
+    one, two = (f"{twice.source} -> readout (forward) {number}" for number in (1, 2))
+    names = [process.name for process in processes(graph)]
+    assert {one, two} < set(names)
+    assert len(set(names)) == len(names)
+    live = runtime._live
+
+    def broken(*parameters: Any) -> None:
+        if multiprocessing.current_process().name == two:
+            monkeypatch.setattr(runtime, "one_blas_thread", lambda: 1 / 0)  # in this child
+        live(*parameters)
+
+    monkeypatch.setattr(runtime, "_live", broken)
+    with LavaSim(synapses=synapses).compile(graph) as run, pytest.raises(ToolchainError) as caught:
+        run.run(inputs[:1])
+    assert str(caught.value).startswith(f"Lava process '{two}' raised ZeroDivisionError")
 
 
 def test_ctrl_c_while_a_network_fails_to_start_is_not_lost(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_each_operation_has_its_process(network_graph: Any) -> None:
         size = {p.name: (int(np.prod(p.shape)),) for p in graph.populations}
         phase = graph.phase("forward")
         stock = Stock(graph, phase, **options)
-        made = [(s, stock.joined(s, OutPort(size[s.source]), InPort(size[s.target]))) for s in phase.synapses]
+        made = [(s, stock.joined(s, "", OutPort(size[s.source]), InPort(size[s.target]))) for s in phase.synapses]
         return {f"{s.source} {s.target}": [type(process).__name__ for process in processes] for s, processes in made}
 
     strides, pools = (Retime("pipelined")(network_graph(name, "plain")) for name in ("strides", "pools"))
