@@ -38,6 +38,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 10.0
 """Seconds in which everything must have ended."""
 
+DONE = 0.3 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+"""Seconds after an event in which a job that was done before it may still end well, on a machine that is free; one that many share takes as many times
+longer. A job that ends well later has swallowed the event."""
+
 PATIENCE = 90.0
 """Seconds that a command may take until the event happens."""
 
@@ -143,6 +147,8 @@ class Ending:
     moment: float
     seconds: float
     problem: str | None
+    redrawn: int
+    """Trials before this one, in which the job was done before the event"""
 
 
 def small_net() -> Any:
@@ -399,6 +405,7 @@ def undisturbed(job: Job) -> float:
 
 def trial(event: str, job: Job, length: float, draw: random.Random) -> Ending:
     """One event at one moment; drawn anew where the job was done before it."""
+    redrawn = 0
     while True:
         files, seed = set(os.listdir("/dev/shm")), draw.randrange(2**31)
         moment = draw.uniform(0, length)
@@ -406,12 +413,17 @@ def trial(event: str, job: Job, length: float, draw: random.Random) -> Ending:
         happened = strike(event, victim, moment, draw)
         since = time.monotonic()
         seconds, code, out, err, left = victim.ended(since if happened else since + PATIENCE)
-        done = code == 0 and not err
-        if (happened and not done) or left or code not in (0, None):
+        if left or not before(happened, seconds, code, err):
             problem = verdict(event, job, code, out, err, left)
             lost = unused_files(files)
             problem = problem or (f"left {', '.join(sorted(lost))} in /dev/shm" if lost else None)
-            return Ending(event, job.name, since - victim.began, seconds, problem)
+            return Ending(event, job.name, since - victim.began, seconds, problem, redrawn)
+        redrawn += 1
+
+
+def before(happened: bool, seconds: float, code: int | None, err: str) -> bool:
+    """Whether a job that ended so was done before its event: it never came, or found the job about to leave, `seconds` later."""
+    return code == 0 and (not happened or (seconds < DONE and not spoken(err)))
 
 
 def strike(event: str, victim: Victim, moment: float, draw: random.Random) -> bool:
@@ -447,7 +459,7 @@ def verdict(event: str, job: Job, code: int | None, out: str, err: str, left: li
         return f"exit code {code} and not {expected}: {out[-200:]}{err[-2000:]}"
     if out and event != "parent killed":
         return f"printed a result all the same: {out[:200]}"
-    said = [line for line in err.splitlines() if line and not line.startswith("toolchain: epoch ")]  # what `learn` reports as it goes
+    said = spoken(err)
     if job.library:  # a traceback, or a chain of them, each with its own last line
         said = [line for line in said if re.match(r"KeyboardInterrupt|toolchain\.errors\.", line)]
     if message is None and said:
@@ -455,6 +467,11 @@ def verdict(event: str, job: Job, code: int | None, out: str, err: str, left: li
     if message is not None and (len(said) != 1 or not re.search(message, said[0])):
         return f"did not say '{message}' once and nothing else: {err[-2000:]}"
     return None
+
+
+def spoken(err: str) -> list[str]:
+    """What a job said, but for what `learn` reports as it goes."""
+    return [line for line in err.splitlines() if line and not line.startswith("toolchain: epoch ")]
 
 
 def expectation(event: str, library: bool) -> tuple[int, str | None]:
@@ -501,7 +518,8 @@ def main() -> None:
         )
         print("\n".join(table(["left behind", "found"], [[name.replace("_", " "), str(value)] for name, value in found.items()])))
     if ended:
-        print(f"\n{len(ended)} runs ended at random moments, seed {asked.seed}")
+        redrawn = sum(ending.redrawn for ending in ended)
+        print(f"\n{len(ended)} runs ended at random moments, seed {asked.seed}; {redrawn} more were done before their event")
         head = ["event", "n", "median s", "slowest s", "slowest in", "wrong"]
         print("\n".join(table(head, tabulated(ended))))
     print("\n".join([f"{machine}; " + ", ".join(f"{name} {version}" for name, version in versions().items()), *problems]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -221,6 +223,7 @@ def test_nothing_is_left_open(network: Any) -> None:
 
     once()
     time.sleep(0.2)
+    gc.collect()  # what the errors of other tests held
     before, files = held(), _shared_files()
     for _ in range(3):
         once()
@@ -407,6 +410,7 @@ def test_the_program_that_measures_endurance() -> None:
     record = json.loads(last)
     assert record["problems"] == []
     assert len(record["endings"]) == 3
+    assert f"3 runs ended at random moments, seed 1; {sum(ending['redrawn'] for ending in record['endings'])} more" in done.stdout
     assert {name: record["runs"][name] for name in ("cycles", "children", "threads_more", "descriptors_more", "files")} == {
         "cycles": 6,
         "children": 0,
@@ -414,6 +418,21 @@ def test_the_program_that_measures_endurance() -> None:
         "descriptors_more": 0,
         "files": 0,
     }
+
+
+def test_a_job_that_swallows_a_signal_is_counted_as_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    endurance = _endurance()
+    monkeypatch.setattr(endurance, "DONE", 0.3)
+    monkeypatch.setattr(
+        endurance, "MARK", "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.write({pipe}, b'.')\n"
+    )
+    monkeypatch.setattr(endurance, "LIBRARY", "time.sleep(1.2)\nprint('done')\n")
+    ending = endurance.trial("SIGTERM", endurance.Job("deaf", (), (), library=True), 0.2, random.Random(0))
+    assert (ending.problem, ending.redrawn) == ("exit code 0 and not -15: done\n", 0)
+    assert endurance.before(False, 90.0, 0, "")
+    assert endurance.before(True, 0.1, 0, "toolchain: epoch 1 of 2\n")
+    assert not endurance.before(True, 0.1, 0, "toolchain: interrupted\n")
+    assert not endurance.before(True, 0.1, 130, "")
 
 
 def test_what_is_measured_of_memory() -> None:
