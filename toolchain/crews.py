@@ -89,9 +89,7 @@ class LocalCrew:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Kill every worker and what it started: nothing of theirs is worth a farewell."""
         places, self._executors = list(self._executors.values()), {}
-        for executor in places:
-            executor.shutdown(wait=False, kill_workers=True)
-        for executor in places:
+        for executor in places:  # a first round without waiting would leave nothing to wait for in a second
             executor.shutdown(wait=True, kill_workers=True)
 
     def lacks(self, name: str) -> str | None:
