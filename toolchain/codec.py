@@ -227,6 +227,13 @@ def logit_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.
     return error
 
 
+def cross_entropy(scores: npt.NDArray[np.float64], labels: Array) -> float:
+    """The mean cross entropy of logits (samples, classes)."""
+    top = scores.max(axis=1, keepdims=True)
+    logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
+    return float(-logs[np.arange(len(labels)), labels].mean())
+
+
 class _Floats(NamedTuple):
     """A connection as floats of the same values: exponents multiplied in, windows summed where the graph's integers sum them."""
 

@@ -97,7 +97,7 @@ def both_phases(run: Executable, source: Source, images: Array, labels: Array, s
         gradients=_gradients(graph, source, images, labels, forward, back, gain),
         rates={name: codec.rates(graph, forward, name) for name in couples},
         logits=scores,
-        loss=_cross_entropy(scores, labels),
+        loss=codec.cross_entropy(scores, labels),
         scale_factor=gain,
         clipped=_share([np.abs(codec.rates(graph, back, name)) >= CLIPPED_FROM for name in couples]),
         clipped_errors=codec.clipped_errors(graph, error),
@@ -238,9 +238,3 @@ def _rows(values: Array) -> Floats:
 
 def _share(parts: list[npt.NDArray[np.bool_]]) -> float:
     return float(np.concatenate([part.ravel() for part in parts]).mean())
-
-
-def _cross_entropy(scores: Floats, labels: Array) -> float:
-    top = scores.max(axis=1, keepdims=True)
-    logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
-    return float(-logs[np.arange(len(labels)), labels].mean())

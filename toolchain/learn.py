@@ -460,7 +460,7 @@ class _Lesson:
             }
         )
         self.updates += 1
-        loss = _cross_entropy(scores, labels)
+        loss = codec.cross_entropy(scores, labels)
         if not isfinite(loss):
             raise ToolchainError(f"the loss is {loss} at update {self.updates}: lower learn.lr (it is {self.rule.lr:g})")
         return {"loss": loss, "accuracy": float((scores.argmax(axis=1) == labels).mean()), **_seen(graph, forward, back)}
@@ -502,12 +502,6 @@ def _seen(graph: Graph, forward: Result, back: Result) -> dict[str, float]:
 
 def _mean(parts: Sequence[Array]) -> float:
     return float(np.concatenate([np.asarray(part, np.float64).ravel() for part in parts]).mean())
-
-
-def _cross_entropy(scores: Array, labels: Array) -> float:
-    top = scores.max(axis=1, keepdims=True)
-    logs = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
-    return float(-logs[np.arange(len(labels)), labels].mean())
 
 
 def _accuracy(learner: Learner, test: data.Dataset) -> float:
