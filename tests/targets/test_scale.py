@@ -372,9 +372,18 @@ def test_workers_that_die_every_time_end_the_run_with_one_sentence(monkeypatch: 
         digits("reference", 5, jobs=2)
 
 
-def command(*words: str) -> subprocess.Popen[str]:
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled once: a command that reads it starts without torch."""
+    path = tmp_path_factory.mktemp("compiled") / "mnist.fsnn"
+    toolchain.compile("mnist-fc", output=path)
+    return path
+
+
+def command(artefact: Path, *words: str) -> subprocess.Popen[str]:
+    """It runs long enough to be ended in the middle."""
     return subprocess.Popen(
-        [sys.executable, "-m", "toolchain", "deploy", "mnist-fc", "--target", "lava-sim", "--synapses", "stock", *words],
+        [sys.executable, "-m", "toolchain", "deploy", str(artefact), "--target", "lava-sim", "--synapses", "stock", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -391,9 +400,9 @@ def command(*words: str) -> subprocess.Popen[str]:
     [(signal.SIGINT, 130, "starting"), (signal.SIGINT, 130, "running"), (signal.SIGTERM, 143, "running"), (signal.SIGKILL, -9, "running")],
     ids=["ctrl-c-at-the-start", "ctrl-c", "term", "kill"],
 )
-def test_a_signal_ends_the_command_and_all_its_workers(sent: signal.Signals, code: int, moment: str) -> None:
+def test_a_signal_ends_the_command_and_all_its_workers(sent: signal.Signals, code: int, moment: str, artefact: Path) -> None:
     """Ctrl-C goes to the whole group, as a terminal sends it; the others to the command alone."""
-    process = command("--jobs", "2")
+    process = command(artefact, "--jobs", "2")
     least = 2 if moment == "starting" else 12
     try:
         assert within(60, lambda: len(workers_of(process.pid)) == 2 and len(family(process.pid)) >= least), process.communicate()
@@ -458,13 +467,8 @@ class Cluster:
         return (self._folder / "0.log").read_text().count("Register worker")
 
     def close(self) -> None:
-        """Workers first; what does not go is killed."""
+        """Workers first. How Dask ends on a request is not ours to test, and takes long."""
         for process in reversed(self._started):
-            process.send_signal(signal.SIGINT)
-        for process in self._started:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(SECONDS)
-        for process in self._started:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -487,7 +491,8 @@ def pair(cluster: Cluster) -> tuple[int, int]:
 
 
 @needs_dask
-def test_a_scheduler_without_workers_is_one_sentence(cluster: Cluster) -> None:
+def test_a_scheduler_without_workers_is_one_sentence(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "ANSWER", 1.0)
     with pytest.raises(
         UsageError, match=rf"the scheduler at '{cluster.address}' has no workers: start some with `dask worker {cluster.address}"
     ):
@@ -559,8 +564,8 @@ def test_workers_of_another_version_are_refused(cluster: Cluster, pair: tuple[in
 @needs_dask
 @pytest.mark.lava
 @needs_lava
-def test_ctrl_c_ends_a_job_on_a_cluster_and_leaves_the_cluster(cluster: Cluster, pair: tuple[int, int]) -> None:
-    process = command("--scheduler", cluster.address)
+def test_ctrl_c_ends_a_job_on_a_cluster_and_leaves_the_cluster(cluster: Cluster, pair: tuple[int, int], artefact: Path) -> None:
+    process = command(artefact, "--scheduler", cluster.address)
     try:
         assert within(60, lambda: all(len(children(pid)) > 3 for pid in pair)), process.communicate()
         time.sleep(0.5)
