@@ -467,10 +467,12 @@ class Cluster:
         return (self._folder / "0.log").read_text().count("Register worker")
 
     def close(self) -> None:
-        """Workers first. How Dask ends on a request is not ours to test, and takes long."""
+        """Workers first. How Dask ends on a request is not ours to test, and takes long; Python's resource trackers stay to unlink a Nanny's semaphores."""
         for process in reversed(self._started):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            for pid in (process.pid, *family(process.pid)):
+                with contextlib.suppress(OSError):
+                    if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
             process.wait()
 
 
