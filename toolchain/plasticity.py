@@ -102,6 +102,8 @@ def plastics(graph: Graph, *, hidden: bool = True, readout: bool = True) -> tupl
         raise GraphError(
             f"weight '{min(backward - shared)}' has integers of its own in the feedback phase: a synapse that learns holds one weight for both"
         )
+    for synapse in forward.synapses:
+        _the_weight(synapse)  # also of those that stay as they are: one process carries both phases, which the weight joins
     found: list[Plastic] = []
     for synapse in forward.synapses:
         if (readout if synapse.target in outputs else hidden) and not _fixed(synapse):

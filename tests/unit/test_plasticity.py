@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from toolchain import codec, plasticity
 from toolchain.compiler import lowered
 from toolchain.errors import GraphError
 from toolchain.feedback import both_phases
-from toolchain.ir import Graph
+from toolchain.ir import Graph, Identity
 from toolchain.layers import FeedbackSNN, Neuron
 from toolchain.learn import in_integers
 from toolchain.passes import FLOAT_PIPELINE
@@ -179,3 +180,13 @@ def test_a_connection_of_the_host_cannot_learn_on_the_target() -> None:
         GraphError, match="the host applies the first connection, which therefore cannot learn on the target: inject graded input"
     ):
         plasticity.plastics(graph)
+
+
+def test_a_connection_without_a_weight_is_refused_also_where_it_would_not_learn() -> None:
+    graph = graded(dense())
+    forward = graph.phase("forward")
+    first = msgspec.structs.replace(forward.synapses[0], ops=(Identity(),))
+    bare = msgspec.structs.replace(forward, synapses=(first, *forward.synapses[1:]))
+    broken = msgspec.structs.replace(graph, phases=(bare, graph.phase("feedback")))
+    with pytest.raises(GraphError, match="has 0 weights: one that learns has exactly one, fold the graph"):
+        plasticity.plastics(broken, hidden=False)
