@@ -86,31 +86,29 @@ class LavaSim:
 
     def compile(self, graph: Graph) -> Run:
         """The network, started. UsageError where Lava is missing, DesignRuleError with every problem `check` finds."""
-        missing = self.available()
-        if missing is not None:
-            raise UsageError(missing)
-        problems = self.check(graph)
-        if problems:
-            raise DesignRuleError("; ".join(problems))
-        allow_fork()
+        self._require_fit(graph)
         from toolchain.targets.lava_sim.compile import Run
 
         return Run(graph, self)
 
     def learner(self, graph: Graph, plastics: Sequence[Plastic], *, batch: int, seed: int) -> LearningRun:
         """A network that learns, started: up to `batch` samples at a time, random numbers from `seed`. Errors as of `compile`."""
+        if self.stock:
+            raise UsageError("Lava's stock synapses do not learn by this rule: use synapses own")
+        self._require_fit(graph)
+        from toolchain.targets.lava_sim.learning import LearningRun
+
+        return LearningRun(graph, replace(self, batch=batch, phases=None), plastics, seed)
+
+    def _require_fit(self, graph: Graph) -> None:
+        """Lava is here and can carry the graph; from now on it may be imported."""
         missing = self.available()
         if missing is not None:
             raise UsageError(missing)
-        if self.synapses != "own":
-            raise UsageError("Lava's stock synapses do not learn by this rule: use synapses own")
         problems = self.check(graph)
         if problems:
             raise DesignRuleError("; ".join(problems))
         allow_fork()
-        from toolchain.targets.lava_sim.learning import LearningRun
-
-        return LearningRun(graph, replace(self, batch=batch, phases=None), plastics, seed)
 
     def _option_problems(self, graph: Graph) -> list[str]:
         problems = [

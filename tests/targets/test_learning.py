@@ -185,6 +185,14 @@ def test_a_name_of_the_catalogue_starts_anew_unless_asked_otherwise() -> None:
     assert np.abs(shipped.tensors["feedback.0.weight"] - weight).max() < 0.2 < np.abs(anew.tensors["feedback.0.weight"] - weight).max()
 
 
+def test_stock_synapses_do_not_learn() -> None:
+    from toolchain.targets.lava_sim import LavaSim
+
+    graph = toolchain.compile("digits-fc", target="sim", input="graded").graph
+    with pytest.raises(UsageError, match="stock synapses do not learn by this rule: use synapses own"):
+        LavaSim(synapses="stock").learner(graph, plasticity.plastics(graph), batch=1, seed=0)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
