@@ -102,7 +102,7 @@ def doctor() -> Diagnosis:
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         packages={name: installed(name) for name in PACKAGES},
-        native=native.missing() or native.INSTRUCTION_SETS[native.widest()],
+        native=_native(),
         cuda=_gpus(),
         targets=list_targets().targets,
         datasets=_datasets(),
@@ -127,6 +127,11 @@ def _target_row(name: str) -> TargetRow:
     except (ToolchainError, ImportError) as error:  # somebody else's entry point may be broken: say so and go on
         missing = f"cannot be loaded: {error}"
     return TargetRow(name, missing is None, missing)
+
+
+def _native() -> str:
+    named = native.other_library()
+    return native.missing() or native.INSTRUCTION_SETS[native.widest()] + (f", from {native.LIBRARY_VARIABLE}={named}" if named else "")
 
 
 def _gpus() -> tuple[str, ...]:

@@ -15,8 +15,6 @@ from toolchain.targets.lava_sim.plan import Part, Record, Role
 if TYPE_CHECKING:
     from toolchain.targets.lava_sim.channel import ReceivePort
 
-TYPES = tuple(np.dtype(kind) for kind in (np.int8, np.int16, np.int32))
-
 
 class Couples:
     """A population of `part.shape` (batch, neurons): its potential, what waits, and the spikes of its last step, raw and as sent (gated)."""
@@ -31,7 +29,7 @@ class Couples:
         self._drive = np.zeros(part.shape, np.int32)
         self._instructions = native.widest()
         self._role: Role | None = None
-        self._state = native.Couples()
+        self._state: ticks.State | None = None
         self._biases: dict[int, Array] = {}
 
     @staticmethod
@@ -51,16 +49,20 @@ class Couples:
         if role.drive is not None:
             np.copyto(self._drive, role.drive[slot], casting="unsafe")
         self._biases = {}
-        record, dynamics, state = role.record, role.dynamics, self._state
-        state.neurons = self.potential.shape[1]
-        state.threshold, state.reset, state.both = int(dynamics.threshold), int(dynamics.reset), dynamics.members == "both"
-        state.potential = self.potential.ctypes.data
-        state.drive = None if role.drive is None else self._drive.ctypes.data
-        state.mask = None if mask is None else mask.ctypes.data
-        state.counts = record.counts[slot].ctypes.data
-        state.activity = record.activity[slot].ctypes.data if dynamics.members == "both" else None
-        state.saturations = record.saturations[slot].ctypes.data
-        state.spikes, state.sent = self.spikes.ctypes.data, self.sent.ctypes.data
+        record, dynamics, both = role.record, role.dynamics, role.dynamics.members == "both"
+        self._state = ticks.State(
+            threshold=int(dynamics.threshold),
+            reset=int(dynamics.reset),
+            both=both,
+            potential=self.potential,
+            counts=record.counts[slot],
+            saturations=record.saturations[slot],
+            spikes=self.spikes,
+            sent=self.sent,
+            activity=record.activity[slot] if both else None,
+            drive=None if role.drive is None else self._drive,
+            mask=mask,
+        )
 
     def forget(self) -> None:
         """Drop what waits."""
@@ -70,30 +72,26 @@ class Couples:
 
     def collect(self, message: Array) -> None:
         """Let a message wait for the next step."""
-        if message.dtype not in TYPES:
+        if message.dtype not in ticks.CURRENTS:
             message = message.astype(np.int32)
-        length, width = message.size, message.dtype.itemsize
-        ticks.collect(self._waiting.ctypes.data, message.ctypes.data, width=width, length=length, instructions=self._instructions)
+        ticks.collect(self._waiting, message, instructions=self._instructions)
         self._waits = True
 
     def step(self, number: int, ports: Sequence[ReceivePort]) -> int:
         """Model step `number`: take what the ports bring and what waited; how many spikes are sent."""
         assert self._role is not None
-        state, taken = self._state, 0
+        assert self._state is not None
+        taken: list[Array] = []
         for port in ports:
             message = port.take()
             if message is None:
                 continue
-            if taken == native.MOST_MESSAGES or message.dtype not in TYPES:
+            if len(taken) == native.MOST_MESSAGES or message.dtype not in ticks.CURRENTS:
                 self.collect(message)
                 continue
-            state.message[taken], state.bytes[taken] = message.ctypes.data, message.dtype.itemsize
-            taken += 1
-        state.messages = taken
-        state.waiting = self._waiting.ctypes.data if self._waits else None
-        bias = self._bias(self._role, number)
-        state.bias = None if bias is None else bias.ctypes.data
-        sent = ticks.advance(state, len(self.potential), instructions=self._instructions)
+            taken.append(message)
+        waiting, bias = self._waiting if self._waits else None, self._bias(self._role, number)
+        sent = self._state.advance(taken, waiting=waiting, bias=bias, instructions=self._instructions)
         self._waits = False
         for port in ports:
             port.done()
@@ -111,5 +109,5 @@ class Couples:
         if not started:
             return None
         if started not in self._biases:
-            self._biases[started] = np.sum([bias for start, bias in role.bias if number >= start], axis=0).astype(np.int32)
+            self._biases[started] = np.sum([bias for start, bias in role.bias if number >= start], axis=0).astype(np.int32).reshape(-1)
         return self._biases[started]

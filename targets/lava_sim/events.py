@@ -13,7 +13,7 @@ import numpy.typing as npt
 from toolchain import native
 from toolchain.ir import Array, AvgPool2d, Conv2d, ConvTranspose2d, Dense, Graph, Identity, Op, Scale, Shape, Synapse, Upsample, weight_of
 from toolchain.ir.operations import largest_rows, largest_sum
-from toolchain.native import Connection, ticks
+from toolchain.native import ticks
 
 VALUE_LIMIT = 127
 """The kernel reads int8, and a mask of signs must not overflow."""
@@ -32,16 +32,12 @@ Pairs = list[list[tuple[int, int]]]
 
 @dataclass(frozen=True)
 class Stage:
-    """One operation for the kernel. `sums` and `width` are the bytes of its sums and of what it makes, `made` how many values a sample."""
+    """One operation for the kernel. `sums` are the bytes of its sums."""
 
-    way: Connection
+    way: ticks.Way
     sums: int
-    width: int
-    made: int
     worth: float
     """The density of spikes at which a product of matrices takes as long, roughly"""
-    kept: tuple[Array, ...]
-    """What `way` points into"""
 
 
 class Events:
@@ -60,9 +56,8 @@ class Events:
     def __call__(self, spikes: Array, out: Array) -> None:
         values, samples = spikes, len(spikes)
         for stage in self._stages:
-            made = out if stage is self._stages[-1] else np.empty((samples, stage.made), np.int8)
-            address, target = values.ctypes.data, made.ctypes.data
-            ticks.deliver(stage.way, address, samples, target, width=stage.width, sums=stage.sums, instructions=self._instructions)
+            made = out if stage is self._stages[-1] else np.empty((samples, stage.way.outputs), np.int8)
+            stage.way.deliver(values, made, sums=stage.sums, instructions=self._instructions)
             values = made
 
 
@@ -81,7 +76,7 @@ def events(graph: Graph, synapse: Synapse, shapes: Sequence[Shape], entry: Shape
         fits = largest <= VALUE_LIMIT and sums <= SUM_LIMIT and delivered <= (VALUE_LIMIT if width == 1 else 2 ** (8 * width - 1) - 1)
         if width > 4 or not fits or getattr(op, "groups", 1) != 1:
             return None
-        stage = _stage(op, graph, shape, made, 2 if sums < 2**15 else 4, width)
+        stage = _stage(op, graph, shape, made, 2 if sums < 2**15 else 4)
         if stage is None:
             return None
         stages.append(stage)
@@ -109,7 +104,7 @@ def _largest_partial(op: Op, graph: Graph, largest: int, signed: bool) -> int:
     return largest * int(max(largest_rows(op, {name: np.maximum(sign * weight, 0)}) for sign in (1, -1)))
 
 
-def _stage(op: Op, graph: Graph, shape: Shape, made: Shape, sums: int, width: int) -> Stage | None:
+def _stage(op: Op, graph: Graph, shape: Shape, made: Shape, sums: int) -> Stage | None:
     name = weight_of(op)
     weight = None if name is None else graph.tensors[name]
     if weight is not None and (np.abs(weight).max(initial=0) > WEIGHT_LIMIT or not np.issubdtype(weight.dtype, np.integer)):
@@ -118,19 +113,17 @@ def _stage(op: Op, graph: Graph, shape: Shape, made: Shape, sums: int, width: in
         assert weight is not None
         matrix = weight if op.transpose else weight.T
         one: Pairs = [[(0, 0)]]
-        return _connection((prod(shape), 1, 1), (prod(made), 1, 1), one, one, ([0], [0]), matrix[:, None, None, :], op, sums, width)
+        return _connection((prod(shape), 1, 1), (prod(made), 1, 1), one, one, ([0], [0]), matrix[:, None, None, :], op, sums)
     shape, made = _image(shape), _image(made)
     rows, columns = (_pairs(op, axis, shape[1 + axis], made[1 + axis], weight) for axis in (0, 1))
     if isinstance(op, (Conv2d, ConvTranspose2d)):
         assert weight is not None
         order = _slots(op, weight.shape[2], 0), _slots(op, weight.shape[3], 1)
         ordered = weight[:, :, order[0]][:, :, :, order[1]]
-        return _connection(
-            shape, made, rows, columns, order, ordered.transpose((1, 2, 3, 0) if _gathers(op) else (0, 2, 3, 1)), op, sums, width
-        )
+        return _connection(shape, made, rows, columns, order, ordered.transpose((1, 2, 3, 0) if _gathers(op) else (0, 2, 3, 1)), op, sums)
     factors = np.ones(shape[0], np.int64) if weight is None else weight
     places = [list(range(1 + max((k for found in pairs for _, k in found), default=0))) for pairs in (rows, columns)]
-    return _connection(shape, made, rows, columns, (places[0], places[1]), factors, op, sums, width)
+    return _connection(shape, made, rows, columns, (places[0], places[1]), factors, op, sums)
 
 
 def _image(shape: Shape) -> Shape:
@@ -139,34 +132,24 @@ def _image(shape: Shape) -> Shape:
 
 
 def _connection(
-    shape: Shape, made: Shape, rows: Pairs, columns: Pairs, order: tuple[list[int], list[int]], weight: Array, op: Op, sums: int, width: int
+    shape: Shape, made: Shape, rows: Pairs, columns: Pairs, order: tuple[list[int], list[int]], weight: Array, op: Op, sums: int
 ) -> Stage:
     """`order` has the kernel's places in the order of their slots; `weight` is (channel, slot row, slot column, made), or one factor a channel."""
-    kept = (*_runs(rows, order[0]), *_runs(columns, order[1]), np.ascontiguousarray(weight, np.int16), *_places(rows, columns))
-    row_begin, row_runs, column_begin, column_runs, weights, place_row, place_column, place_order = (array.ctypes.data for array in kept)
-    way = Connection(
-        channels=shape[0],
-        places=shape[1] * shape[2],
-        made=made[0],
-        made_places=made[1] * made[2],
-        made_width=made[2],
-        slot_rows=len(order[0]),
-        slot_columns=len(order[1]),
-        diagonal=int(weight.ndim == 1),
-        exponent=getattr(op, "exponent", 0),
-        place_row=place_row,
-        place_column=place_column,
-        place_order=place_order,
-        row_begin=row_begin,
-        column_begin=column_begin,
+    row_runs, column_runs = _runs(rows, order[0]), _runs(columns, order[1])
+    way = ticks.Way(
+        (shape[0], shape[1] * shape[2]),
+        (made[0], made[1], made[2]),
+        (len(order[0]), len(order[1])),
         rows=row_runs,
         columns=column_runs,
-        weight=weights,
+        places=_places(rows, columns),
+        weight=np.ascontiguousarray(weight, np.int16),
+        exponent=getattr(op, "exponent", 0),
     )
-    return Stage(way, sums, width, prod(made), _worth(rows, columns, kept[1], kept[3], made[0], weight), kept)
+    return Stage(way, sums, _worth(rows, columns, column_runs[1], made[0], weight))
 
 
-def _worth(rows: Pairs, columns: Pairs, row_runs: Array, column_runs: Array, made: int, weight: Array) -> float:
+def _worth(rows: Pairs, columns: Pairs, column_runs: Array, made: int, weight: Array) -> float:
     """See `Stage`: a spike's cost by its runs and targets, against that of one source neuron in a product."""
     if weight.ndim == 1:
         return np.inf

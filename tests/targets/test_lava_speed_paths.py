@@ -433,12 +433,12 @@ def test_networks_take_the_fast_paths_and_a_fault_there_shows(
 
     graph = Retime()(network_graph("strides", "extreme"))
     inputs, _ = network_inputs(graph, 5)
-    whole = ticks.deliver
+    whole = ticks.Way.deliver
 
-    def faulty(way: Any, values: int, samples: int, out: int, **widths: Any) -> int:
-        return whole(way, values, samples - 1, out, **widths)
+    def faulty(way: ticks.Way, values: Array, out: Array, **widths: Any) -> int:
+        return whole(way, values[:-1], out[:-1], **widths)
 
-    monkeypatch.setattr(ticks, "deliver", faulty)
+    monkeypatch.setattr(ticks.Way, "deliver", faulty)
     monkeypatch.setattr(Events, "worth", lambda events, spikes, count: True)
     expected = Reference().compile(graph).run(inputs)
     with LavaSim(batch=5).compile(graph) as run:

@@ -6,6 +6,7 @@ This module finds the library and describes its arguments; what they must be is 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -14,6 +15,10 @@ from pathlib import Path
 from toolchain.errors import ToolchainError
 
 INSTRUCTION_SETS = ("plain", "AVX2", "AVX-512")
+
+LIBRARY_VARIABLE = "TOOLCHAIN_NATIVE_LIBRARY"
+"""The environment variable that names another build of the library to load instead, such as one with sanitizers (`.ci/build-native`). Who can set it can
+set LD_PRELOAD as well, so it opens no door."""
 
 MOST_MESSAGES = 8
 """Messages that one step takes in; more wait before it."""
@@ -108,46 +113,59 @@ class Couples(ctypes.Structure):
 @cache
 def _library() -> ctypes.CDLL | str:
     """The library, or why there is none."""
+    named = other_library()
+    if named is not None:
+        return _load(named, f"give {LIBRARY_VARIABLE} the path of a build of these sources, or unset it")
     folder = Path(__file__).parent
     for path in (folder / f"_spikes{suffix}" for suffix in EXTENSION_SUFFIXES):
-        if not path.exists():
-            continue
-        try:
-            found = ctypes.CDLL(str(path))
-            found.toolchain_widest.restype = ctypes.c_int32
-            found.toolchain_stage.restype = ctypes.c_int32
-            found.toolchain_deliver.restype = ctypes.c_int64
-            found.toolchain_couples.restype = ctypes.c_int64
-            found.toolchain_collect.restype = None
-            sizes = [
-                found.toolchain_stage_size(0),
-                found.toolchain_stage_size(1),
-                found.toolchain_ticks_size(0),
-                found.toolchain_ticks_size(1),
-            ]
-        except (OSError, AttributeError) as error:
-            return f"the native kernel cannot be loaded ({error}): install the package again"
-        if sizes != [ctypes.sizeof(part) for part in (Layer, Edge, Connection, Couples)]:
-            return "the native kernel was built from other sources than these: install the package again"
-        found.toolchain_stage.argtypes = (
-            ctypes.POINTER(Layer),
-            ctypes.c_int32,
-            ctypes.POINTER(Edge),
-            ctypes.c_int32,
-            ctypes.c_double,
-            ctypes.c_int32,
-            ctypes.c_int64,
-            ctypes.c_int64,
-            ctypes.c_int64,
-            ctypes.c_int32,
-            ctypes.c_int32,
-        )
-        pointer, wide, narrow = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-        found.toolchain_deliver.argtypes = (pointer, pointer, wide, pointer, narrow, narrow, narrow)
-        found.toolchain_couples.argtypes = (pointer, wide, narrow)
-        found.toolchain_collect.argtypes = (pointer, pointer, narrow, wide, narrow)
-        return found
+        if path.exists():
+            return _load(path, "install the package again")
     return "the native kernel is not built: install a C compiler (gcc or clang), then the package again"
+
+
+def other_library() -> Path | None:
+    """The build that the environment names, if any."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    return Path(named).absolute() if named else None
+
+
+def _load(path: Path, remedy: str) -> ctypes.CDLL | str:
+    """The library of a file with its functions described, or why it is none of these sources'."""
+    try:
+        found = ctypes.CDLL(str(path))
+        found.toolchain_widest.restype = ctypes.c_int32
+        found.toolchain_stage.restype = ctypes.c_int32
+        found.toolchain_deliver.restype = ctypes.c_int64
+        found.toolchain_couples.restype = ctypes.c_int64
+        found.toolchain_collect.restype = None
+        sizes = [
+            found.toolchain_stage_size(0),
+            found.toolchain_stage_size(1),
+            found.toolchain_ticks_size(0),
+            found.toolchain_ticks_size(1),
+        ]
+    except (OSError, AttributeError) as error:
+        return f"the native kernel cannot be loaded ({error}): {remedy}"
+    if sizes != [ctypes.sizeof(part) for part in (Layer, Edge, Connection, Couples)]:
+        return f"the native kernel was built from other sources than these: {remedy}"
+    found.toolchain_stage.argtypes = (
+        ctypes.POINTER(Layer),
+        ctypes.c_int32,
+        ctypes.POINTER(Edge),
+        ctypes.c_int32,
+        ctypes.c_double,
+        ctypes.c_int32,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int32,
+        ctypes.c_int32,
+    )
+    pointer, wide, narrow = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    found.toolchain_deliver.argtypes = (pointer, pointer, wide, pointer, narrow, narrow, narrow)
+    found.toolchain_couples.argtypes = (pointer, wide, narrow)
+    found.toolchain_collect.argtypes = (pointer, pointer, narrow, wide, narrow)
+    return found
 
 
 def missing() -> str | None:

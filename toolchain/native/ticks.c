@@ -175,7 +175,7 @@ static inline __attribute__((always_inline)) void write_square(const int16_t *fr
    zero, or -1 where memory ran out. `widest` as of toolchain_widest. */
 int64_t toolchain_deliver(const Connection *way, const int8_t *values, int64_t samples, void *out, int32_t bytes, int32_t sum_bytes, int32_t widest) {
 #ifdef WIDE
-    if (widest == 2) return (sum_bytes == 2 ? deliver_16_avx512 : deliver_32_avx512)(way, values, samples, out, bytes);
+    if (widest >= 2) return (sum_bytes == 2 ? deliver_16_avx512 : deliver_32_avx512)(way, values, samples, out, bytes);
     if (widest == 1) return (sum_bytes == 2 ? deliver_16_avx2 : deliver_32_avx2)(way, values, samples, out, bytes);
 #else
     (void)widest;
@@ -186,7 +186,7 @@ int64_t toolchain_deliver(const Connection *way, const int8_t *values, int64_t s
 /* One model step of couples without leak; how many spikes are sent. */
 int64_t toolchain_couples(const Couples *couples, int64_t samples, int32_t widest) {
 #ifdef WIDE
-    if (widest == 2) return advance_32_avx512(couples, samples);
+    if (widest >= 2) return advance_32_avx512(couples, samples);
     if (widest == 1) return advance_32_avx2(couples, samples);
 #else
     (void)widest;
@@ -197,7 +197,7 @@ int64_t toolchain_couples(const Couples *couples, int64_t samples, int32_t wides
 /* waiting += message. */
 void toolchain_collect(int32_t *waiting, const void *message, int32_t bytes, int64_t length, int32_t widest) {
 #ifdef WIDE
-    if (widest == 2) { collect_32_avx512(waiting, message, bytes, length); return; }
+    if (widest >= 2) { collect_32_avx512(waiting, message, bytes, length); return; }
     if (widest == 1) { collect_32_avx2(waiting, message, bytes, length); return; }
 #else
     (void)widest;
