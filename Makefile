@@ -7,7 +7,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types endurance bench bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning bench-netx
+.PHONY: help demo test test-core lint types sanitize endurance bench bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -27,6 +27,9 @@ lint: $(VENV)/ready  ## ruff: format and rules
 
 types: $(VENV)/ready  ## mypy, strict
 	$(VENV)/bin/mypy
+
+sanitize: $(VENV)/ready  ## the native kernel's tests on a build that stops at wrong addresses and undefined behaviour
+	.ci/sanitize $(VENV)/bin/python
 
 endurance: $(VENV)/ready  ## whether Lava runs always end and leave nothing: 200 in one process, 60 ended at random moments
 	$(VENV)/bin/python benchmarks/endurance.py

@@ -80,7 +80,7 @@ def test_make_without_a_goal_lists_every_goal():
         "bench-learning",
         "bench-netx",
     ]
-    assert listed == ["help", "demo", "test", "test-core", "lint", "types", "endurance", *benchmarks]
+    assert listed == ["help", "demo", "test", "test-core", "lint", "types", "sanitize", "endurance", *benchmarks]
 
 
 @pytest.fixture
