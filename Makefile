@@ -1,13 +1,14 @@
 # Two commands do everything: `make demo` and `make test`. Both build .venv first (Python 3.10 with Lava where there is one) and share it.
 VENV := .venv
 CORE := .venv-core
-PINS := pyproject.toml $(wildcard constraints/*.txt) .ci/make-venv
+PEERS := .venv-peers
+PINS := pyproject.toml $(wildcard constraints/py3*.txt) .ci/make-venv
 # two workers with a thread each; a file's tests stay with one worker
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types sanitize endurance bench bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning bench-netx
+.PHONY: help demo test test-core lint types sanitize endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -34,7 +35,12 @@ sanitize: $(VENV)/ready  ## the native kernel's tests on a build that stops at w
 endurance: $(VENV)/ready  ## whether Lava runs always end and leave nothing: 200 in one process, 60 ended at random moments
 	$(VENV)/bin/python benchmarks/endurance.py
 
-bench: $(VENV)/ready  ## samples per second on lava-sim: our processes beside Lava's stock ones, and their ratio
+peers: $(PEERS)/ready  ## the simulators that `make bench` compares with, SpikingJelly and snnTorch, on a Python 3.11 or newer of their own
+
+bench: $(VENV)/ready  ## samples per second of `sim` beside other simulators (those of `make peers`, and Lava), whether it is exact, and what it costs
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/simulation.py
+
+bench-lava: $(VENV)/ready  ## samples per second on lava-sim: our processes beside Lava's stock ones, and their ratio
 	$(VENV)/bin/python benchmarks/lava_sim.py
 
 bench-spide: $(VENV)/ready  ## SPIDE's training on ConvNet-F: ours beside the equations written plainly in PyTorch
@@ -64,3 +70,6 @@ $(VENV)/ready: $(PINS)
 
 $(CORE)/ready: $(PINS)
 	.ci/make-venv core $(CORE)
+
+$(PEERS)/ready: constraints/peers.txt .ci/make-venv
+	.ci/make-venv peers $(PEERS)

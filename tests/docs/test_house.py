@@ -53,18 +53,22 @@ def test_the_symlinks_show_the_same_tree(name):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "constraints").glob("*.txt")), ids=lambda path: path.name)
-def test_constraints_pin_every_dependency_by_name_and_version_only(path):
-    lines = pins(path)
-    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.!]*", line)] == []
+def test_constraints_are_names_and_versions_only(path):
+    assert [line for line in pins(path) if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.!]*", line)] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "constraints").glob("py3*.txt")), ids=lambda path: path.name)
+def test_constraints_pin_every_dependency(path):
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = [Requirement(line) for line in (*PROJECT["project"]["dependencies"], *extras["dev"], *extras["lava"])]
     python = {"python_version": f"3.{path.stem.removeprefix('py3')}"}
     names = {canonical(requirement.name) for requirement in wanted if requirement.marker is None or requirement.marker.evaluate(python)}
-    assert names - {canonical(line.partition("==")[0]) for line in lines} == set()
+    assert names - {canonical(line.partition("==")[0]) for line in pins(path)} == set()
 
 
-def test_there_are_constraints_for_every_python():
-    assert {path.name for path in (ROOT / "constraints").iterdir()} == {f"py{version}.txt" for version in (310, 311, 312, 313)}
+def test_there_are_constraints_for_every_python_and_the_other_simulators():
+    pythons = {f"py{version}.txt" for version in (310, 311, 312, 313)}
+    assert {path.name for path in (ROOT / "constraints").iterdir()} == {*pythons, "peers.txt"}
 
 
 def test_make_without_a_goal_lists_every_goal():
@@ -72,6 +76,7 @@ def test_make_without_a_goal_lists_every_goal():
     listed = re.findall(r"^  make ([a-z-]+) +\S", done.stdout, re.M)
     benchmarks = [
         "bench",
+        "bench-lava",
         "bench-spide",
         "bench-scale",
         "bench-gradient",
@@ -80,7 +85,7 @@ def test_make_without_a_goal_lists_every_goal():
         "bench-learning",
         "bench-netx",
     ]
-    assert listed == ["help", "demo", "test", "test-core", "lint", "types", "sanitize", "endurance", *benchmarks]
+    assert listed == ["help", "demo", "test", "test-core", "lint", "types", "sanitize", "endurance", "peers", *benchmarks]
 
 
 @pytest.fixture
