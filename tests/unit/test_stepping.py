@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +18,7 @@ from toolchain.layers.connections import prepare
 from toolchain.layers.maps import ChainMap, ScaleMap
 from toolchain.layers.stepping import Current, Neurons, Stage, chosen
 from toolchain.methods import spide
+from toolchain.native.steps import State, Steps, Way
 
 needs_kernel = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 INSTRUCTIONS = range(1 + (native.widest() if native.missing() is None else 0))
@@ -110,6 +116,24 @@ def test_in_float32() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_layers_of_many_channels(dtype: torch.dtype) -> None:
+    """Runs of targets as long as several vectors, and as long as none."""
+    torch.manual_seed(3)
+    model = FeedbackSNN(
+        name="wide",
+        input_shape=(1, 8, 8),
+        input=nn.Conv2d(1, 67, 3, 1, 1),
+        hidden=[nn.Conv2d(67, 64, 5, 2, 2), nn.Linear(1024, 251), nn.Linear(251, 13)],
+        feedback=[(1, 0, nn.ConvTranspose2d(64, 67, 3, 2, 1, output_padding=1, bias=False)), (2, 2, nn.Linear(251, 251, bias=False))],
+        readout=nn.Linear(13, 3),
+        time_steps=8,
+        feedback_steps=12,
+    )
+    assert_same(dyadic(model.to(dtype), 6.0), images((3, 1, 8, 8), dtype), 8 * images((3, 13), dtype))
+
+
+@needs_kernel
 def test_silent_and_saturated_layers() -> None:
     model = convolutions()
     assert_same(model, images((2, 2, 7, 7)), torch.zeros(2, 9, dtype=torch.float64), spikes=False)
@@ -185,22 +209,48 @@ def test_threads_share_out_the_samples() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("samples", [0, 1, 2, 3, 40])
+@pytest.mark.parametrize("allowed", [1, 3])
+def test_no_more_threads_start_than_torch_may_use_nor_than_there_are_samples(
+    samples: int, allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage([Neurons((3,), 1.0, 1.0, torch.ones(samples, 3))], [], samples, leak=1.0, signed=False, dtype=torch.float32)
+    ran = set[int]()
+    run, meet = Steps.run, threading.Barrier(min(samples, allowed) or 1)
+
+    def noticed(steps: Steps, *given: Any) -> None:
+        if threading.get_ident() not in ran:  # each thread waits in its first piece for the others, so that none does the work of two
+            ran.add(threading.get_ident())
+            meet.wait(timeout=10)
+        run(steps, *given)
+
+    monkeypatch.setattr(Steps, "run", noticed)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: allowed)
+    stage.run(4)
+    assert len(ran) == (min(samples, allowed) or 1)
+    assert (threading.get_ident() in ran) == (min(samples, allowed) < 2)
+    assert stage.counts[0].eq(4).all()
+
+
+@needs_kernel
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_instruction_set_gives_the_same_bits(instructions: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("channels", [(3, 5), (33, 65)])
+def test_every_instruction_set_gives_the_same_bits(instructions: int, dtype: torch.dtype, channels: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    first, second = nn.Conv2d(3, 5, 3, 1, 1).to(dtype), nn.Conv2d(5, 3, 3, 1, 1).to(dtype)
-    maps = [prepare(module, shape, "a connection") for module, shape in ((first, (3, 9, 9)), (second, (5, 9, 9)))]
+    shapes = [(count, 9, 9) for count in channels]
+    modules = [nn.Conv2d(*ends, 3, 1, 1).to(dtype) for ends in (channels, channels[::-1])]
+    maps = [prepare(module, shape, "a connection") for module, shape in zip(modules, shapes, strict=True)]
     found = []
     for chosen_set in (0, instructions):
         layers = [
-            Neurons((3, 9, 9), 1.0, 2.0, torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1)).to(dtype)),
-            Neurons((5, 9, 9), 0.3, 0.7, None),
+            Neurons(shapes[0], 1.0, 2.0, torch.randn(2, *shapes[0], generator=torch.Generator().manual_seed(1)).to(dtype)),
+            Neurons(shapes[1], 0.3, 0.7, None),
         ]
-        factor = torch.rand(2, 5, 9, 9, generator=torch.Generator().manual_seed(2)).to(dtype)
-        stage = Stage(
-            layers, [Current(0, 1, maps[0], factor=factor), Current(1, 0, maps[1], late=True)], 2, leak=0.9, signed=True, dtype=dtype
-        )
+        factor = torch.rand(2, *shapes[1], generator=torch.Generator().manual_seed(2)).to(dtype)
+        amplitude = torch.rand(2, *shapes[1], generator=torch.Generator().manual_seed(3)).to(dtype)
+        currents = [Current(0, 1, maps[0], factor=factor), Current(1, 0, maps[1], late=True, amplitude=amplitude)]
+        stage = Stage(layers, currents, 2, leak=0.9, signed=True, dtype=dtype)
         stage.run(30, chosen_set)
         assert stage.counts[1].any()
         found.append([*stage.potentials, *stage.sums, *stage.counts, *stage.spikes])
@@ -252,6 +302,181 @@ def test_parts_that_contradict_each_other_never_reach_the_kernel() -> None:
         stage(Current(0, 1, step, factor=torch.ones(2, 5, 9, 8)))
     with pytest.raises(ToolchainError, match="3 samples"):
         stage().drive(0, torch.ones(3, 3, 9, 9))
+
+
+def parts(samples: int = 2) -> tuple[list[State], list[Way]]:
+    """12 neurons, 3 channels in 2 rows and columns, and 20, 5 channels likewise; a 2 x 2 kernel between them, and back a weight a channel."""
+    states = [
+        State(
+            1.0,
+            1.0,
+            potential=np.zeros((samples, neurons), np.float32),
+            sum=np.zeros((samples, neurons), np.float32),
+            count=np.zeros((samples, neurons), np.int32),
+            spikes=np.zeros((samples, neurons), np.int8),
+            drive=np.ones((samples, neurons), np.float32),
+        )
+        for neurons in (12, 20)
+    ]
+    axis = np.array([[0, 0, 2], [1, 0, 1]], np.int32)
+    factor, amplitude = np.ones((samples, 20), np.float32), np.ones((samples, 12), np.float32)
+    there = Way(0, 1, axis, axis, np.ones((3, 2, 2, 5), np.float32), 2, amplitude=amplitude, factor=factor)
+    return states, [there, Way(1, 1, axis, axis, np.ones(5, np.float32), 2, late=True)]
+
+
+def of(*shape: int, kind: str = "f4") -> np.ndarray[Any, Any]:
+    return np.zeros(shape, kind)
+
+
+def fixed(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    array.flags.writeable = False
+    return array
+
+
+def runs(*changed: list[int]) -> np.ndarray[Any, Any]:
+    return np.array(changed, np.int32)
+
+
+@needs_kernel
+def test_parts_that_fit_run() -> None:
+    states, ways = parts()
+    steps = Steps(states, ways, leak=1.0, signed=True)
+    steps.run(0, 2, 3)
+    assert states[0].count.tolist() == [[3] * 12] * 2
+    assert (states[1].count > 0).all()
+    steps.run(1, 1, 5)
+    steps.run(0, 2, 0)
+    assert states[0].count.tolist() == [[3] * 12] * 2
+    steps.drive(0, np.zeros((1, 12), np.float32))
+    steps.run(1, 2, 2)
+    assert states[0].count.tolist() == [[3] * 12] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"potential": of(20)}, r"are not \(samples, neurons\)"),
+        ({"potential": of(2, 0)}, "has no neurons"),
+        ({"potential": of(3, 20)}, r"'potential' must be an array of float32 \(2, 20\).*not float32 \(3, 20\)"),
+        ({"potential": of(2, 20, kind="f8")}, "'potential' must be .* and not float64"),
+        ({"potential": of(2, 20, kind=">f4")}, "'potential' must be .* and not >f4"),
+        ({"potential": fixed(of(2, 20))}, "'potential' must be .* writable"),
+        ({"potential": of(2, 40)[:, ::2]}, "'potential' must be .* in one piece"),
+        ({"sum": of(2, 19)}, "'sum' must be .* and not float32"),
+        ({"sum": of(20, 2).T}, "'sum' must be .* in one piece"),
+        ({"sum": of(2, 20).tolist()}, "'sum' must be .* and not list"),
+        ({"count": of(2, 20, kind="i8")}, "'count' must be .* and not int64"),
+        ({"count": of(2, 10, kind="i4")}, "'count' must be .* and not int32"),
+        ({"spikes": of(2, 20, kind="u1")}, "'spikes' must be .* and not uint8"),
+        ({"spikes": fixed(of(2, 20, kind="i1"))}, "'spikes' must be .* writable"),
+        ({"spikes": None}, "'spikes' must be .* and not NoneType"),
+        ({"drive": of(3, 20)}, "'drive' must be"),
+        ({"drive": of(1, 19)}, r"'drive' must be an array of float32 \(1, 20\)"),
+        ({"drive": of(2, 20, kind="f2")}, "'drive' must be .* and not float16"),
+    ],
+)
+def test_state_that_is_not_what_the_kernel_takes_it_for_is_refused(change: dict[str, Any], said: str) -> None:
+    states, ways = parts()
+    with pytest.raises(ToolchainError, match=said):
+        Steps([states[0], replace(states[1], **change)], ways, leak=1.0, signed=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"source": 2}, "layer 2 is none of 2"),
+        ({"source": -1}, "layer -1 is none of 2"),
+        ({"target": 2}, "layer 2 is none of 2"),
+        ({"target": -1, "late": True}, "layer -1 is none of 2"),
+        ({"target": 0}, "before its source has fired"),
+        ({"weight": of(3, 2, 2, 5, kind="f8")}, "'weight' must be .* and not float64"),
+        ({"weight": of(3, 2, 5, 2).swapaxes(2, 3)}, "'weight' must be .* in one piece"),
+        ({"weight": of(4, 2, 2, 5)}, "cannot lead from 12 neurons in 2 rows and 2 columns to 20 neurons in 2 columns"),
+        ({"weight": of(3, 2, 2, 4)}, "cannot lead"),
+        ({"weight": of(3, 2, 2, 0)}, "cannot lead"),
+        ({"weight": of(3)}, "cannot lead"),
+        ({"weight": of(3, 1, 2, 5)}, r"neither \(channels,\) nor"),
+        ({"weight": None}, r"neither \(channels,\) nor"),
+        ({"made_width": 0}, "cannot lead"),
+        ({"made_width": -2}, "cannot lead"),
+        ({"made_width": 3}, "cannot lead"),
+        ({"made_width": 4}, "its rows reach leaves the 1 of the target"),
+        ({"made_width": 1}, "its columns reach leaves the 1 of the target"),
+        ({"rows": runs([0, 0, 2])}, "cannot lead"),
+        ({"rows": runs([0, 0, 2], [1, 0, 2])}, "its rows reach leaves the 2 of the target or the 2 of the kernel"),
+        ({"rows": runs([0, 1, 2], [1, 0, 1])}, "its rows reach leaves"),
+        ({"rows": runs([0, 0, 2], [-1, 0, 1])}, "its rows reach leaves"),
+        ({"rows": runs([0, 0, 2], [1, -1, 1])}, "its rows reach leaves"),
+        ({"rows": runs([0, 0, 2], [1, 0, -1])}, "its rows reach leaves"),
+        ({"rows": runs([2**31 - 1, 0, 2], [1, 0, 1])}, "its rows reach leaves"),
+        ({"rows": runs([0, 0, 2], [1, 0, 1]).astype(np.int64)}, "'rows' must be .* and not int64"),
+        ({"rows": runs([0, 1], [0, 0], [2, 1]).T}, "'rows' must be .* in one piece"),
+        ({"rows": runs([0, 0, 2, 0], [1, 0, 1, 0])}, r"'rows' must be an array of int32 \(2, 3\)"),
+        ({"rows": None}, "cannot lead"),
+        ({"columns": runs([0, 0, 2], [1, 0, 2])}, "its columns reach leaves"),
+        ({"columns": runs([0, 0, 3], [1, 0, 1])}, "its columns reach leaves"),
+        ({"amplitude": of(2, 20)}, r"'amplitude' must be an array of float32 \(2, 12\)"),
+        ({"amplitude": of(1, 12)}, "'amplitude' must be"),
+        ({"amplitude": of(2, 12, kind="f8")}, "'amplitude' must be .* and not float64"),
+        ({"factor": of(2, 12)}, r"'factor' must be an array of float32 \(2, 20\)"),
+        ({"factor": of(2, 20, kind="i4")}, "'factor' must be .* and not int32"),
+    ],
+)
+def test_a_way_that_would_leave_its_arrays_is_refused(change: dict[str, Any], said: str) -> None:
+    states, (there, back) = parts()
+    with pytest.raises(ToolchainError, match=said):
+        Steps(states, [replace(there, **change), back], leak=1.0, signed=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weight": of(4)}, "cannot lead"),
+        ({"weight": of(5, kind="f8")}, "'weight' must be"),
+        ({"rows": runs([0, 9, 2], [1, 9, 2])}, "leaves the 2 of the target"),
+        ({"columns": runs([0, 9, 2], [3, 9, 1])}, "leaves the 2 of the target"),
+    ],
+)
+def test_a_way_of_a_weight_a_channel_stays_within_its_arrays(change: dict[str, Any], said: str) -> None:
+    states, (there, back) = parts()
+    with pytest.raises(ToolchainError, match=said):
+        Steps(states, [there, replace(back, **change)], leak=1.0, signed=True)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ((-1, 2, 1), "samples -1 to 2 are no span of 2"),
+        ((0, 3, 1), "samples 0 to 3 are no span of 2"),
+        ((2, 1, 1), "samples 2 to 1 are no span of 2"),
+        ((0, 2, -1), "-1 time steps"),
+        ((0, 2, 2**31), "time steps"),
+        ((0, 2, 1, -1), "instruction set -1"),
+        ((0, 2, 1, 3), "instruction set 3"),
+    ],
+)
+def test_samples_and_steps_that_there_are_not_are_refused(asked: tuple[int, ...], said: str) -> None:
+    states, ways = parts()
+    laid = Steps(states, ways, leak=1.0, signed=True)
+    with pytest.raises(ToolchainError, match=said):
+        laid.run(*asked)
+    assert not states[0].count.any()
+
+
+def test_a_stage_of_nothing_and_another_drive_of_another_kind_are_refused() -> None:
+    states, ways = parts()
+    with pytest.raises(ToolchainError, match="there is no layer"):
+        Steps([], [], leak=1.0, signed=True)
+    with pytest.raises(ToolchainError, match="float16 are neither"):
+        Steps([replace(states[0], potential=of(2, 12, kind="f2"))], [], leak=1.0, signed=True)
+    laid = Steps(states, ways, leak=1.0, signed=True)
+    for place in (2, -1):
+        with pytest.raises(ToolchainError, match=f"layer {place} is none of 2"):
+            laid.drive(place, of(2, 12))
+    for drive in (of(2, 20), of(12), of(3, 12), of(2, 12, kind="f8")):
+        with pytest.raises(ToolchainError, match="'drive' must be"):
+            laid.drive(0, drive)
 
 
 def test_torch_leaves_out_samples_that_cannot_fire_and_goes_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from typing import Any, Literal, Union
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from toolchain import native
 from toolchain.errors import ToolchainError, UsageError, unknown
 from toolchain.layers.maps import ConvMap, ConvTransposeMap, DenseMap, Map, PoolMap, ScaleMap, Shape, UpsampleMap
+from toolchain.native import steps
 
 Kernel = Literal["auto", "native", "torch"]
 """What runs time steps: the native kernel, torch, or the native kernel wherever it can."""
@@ -57,16 +57,12 @@ class Current:
 
 @dataclass(frozen=True)
 class Link:
-    """A map as the kernel takes it: weight (channels, slots, slots, made), or (channels,) for a diagonal one, and where each source row leads."""
+    """A map as the kernel takes it: weight (channels, slots, slots, made), or (channels,) for a diagonal one, and where each source row and column leads."""
 
     weight: Tensor
     rows: Tensor
     columns: Tensor
-    channels: int
-    width: int
-    made: int
     made_width: int
-    diagonal: bool
 
 
 def chosen(kernel: str, maps: Sequence[Map], like: Tensor) -> bool:
@@ -106,52 +102,32 @@ class Stage:
     def __init__(
         self, layers: Sequence[Neurons], currents: Sequence[Current], samples: int, *, leak: float, signed: bool, dtype: torch.dtype
     ) -> None:
-        self.shapes, self.samples, self.leak, self.signed, self.dtype = [layer.shape for layer in layers], samples, leak, signed, dtype
+        self.shapes, self.samples, self.dtype = [layer.shape for layer in layers], samples, dtype
+        for shape in self.shapes:
+            if len(shape) not in (1, 3):
+                raise ToolchainError(f"a layer of shape {shape} is none of the native kernel's: (neurons,) or (channels, rows, columns)")
         sizes = [prod(shape) for shape in self.shapes]
         self.potentials = [torch.zeros(samples, size, dtype=dtype) for size in sizes]
         self.sums = [torch.zeros(samples, size, dtype=dtype) for size in sizes]
         self.counts = [torch.zeros(samples, size, dtype=torch.int32) for size in sizes]
         self.spikes = [torch.zeros(samples, size, dtype=torch.int8) for size in sizes]
-        self._kept: list[Tensor] = []  # what the addresses below point into
-        self._drives: dict[int, Tensor] = {}
-        self._layers = [self._layer(place, layer) for place, layer in enumerate(layers)]
-        for place, layer in enumerate(layers):
-            if layer.drive is not None:
-                self.drive(place, layer.drive)
-        self._edges = [self._edge(current) for current in currents]
+        states = [self._state(place, layer) for place, layer in enumerate(layers)]
+        self._steps = steps.Steps(states, [self._way(current) for current in currents], leak=leak, signed=signed)
 
     def drive(self, place: int, drive: Tensor) -> None:
         """Give the layer at `place` another current for the steps to come, (samples or 1, *shape)."""
-        if len(drive) not in (1, self.samples):
-            raise ToolchainError(f"a drive for {len(drive)} samples meets a stage of {self.samples}: give one for each")
-        held = self._packed(drive, place, len(drive))
-        layer = self._layers[place]
-        layer.drive, layer.drive_stride = held.data_ptr(), 0 if len(held) == 1 else held.shape[1]
-        self._drives[place] = held
+        self._steps.drive(place, self._drive(place, drive))
 
-    def run(self, steps: int, instructions: int | None = None) -> None:
-        """Go on for `steps` time steps; samples are shared out among torch's threads."""
-        pieces = min(self.samples, PIECES_A_THREAD * torch.get_num_threads() if torch.get_num_threads() > 1 else 1)
-        bounds = [self.samples * piece // max(pieces, 1) for piece in range(pieces + 1)]
-        spans = list(pairwise(bounds))
-
-        def piece(span: tuple[int, int]) -> None:
-            native.run_steps(
-                self._layers,
-                self._edges,
-                leak=self.leak,
-                signed=self.signed,
-                samples=span,
-                steps=steps,
-                double=self.dtype == torch.float64,
-                instructions=instructions,
-            )
-
-        if len(spans) == 1:
-            piece(spans[0])
+    def run(self, time_steps: int, instructions: int | None = None) -> None:
+        """Go on for `time_steps` steps; samples are shared out among torch's threads, of which none starts for fewer samples."""
+        threads = min(self.samples, torch.get_num_threads())
+        if threads <= 1:
+            self._steps.run(0, self.samples, time_steps, instructions)
             return
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            list(threads.map(piece, spans))
+        pieces = min(self.samples, PIECES_A_THREAD * threads)
+        bounds = [self.samples * piece // pieces for piece in range(pieces + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda first, last: self._steps.run(first, last, time_steps, instructions), bounds[:-1], bounds[1:]))
 
     def unpacked(self, values: Tensor, place: int) -> Tensor:
         """State of the layer at `place` as (samples, *shape)."""
@@ -160,76 +136,48 @@ class Stage:
             return values.reshape(-1, *shape)
         return values.reshape(-1, shape[1], shape[2], shape[0]).permute(0, 3, 1, 2).contiguous()
 
-    def _packed(self, values: Tensor, place: int, samples: int) -> Tensor:
+    def _packed(self, values: Tensor, place: int, samples: int) -> steps.Array:
         shape = self.shapes[place]
         if tuple(values.shape) != (samples, *shape) or values.device.type != "cpu":
             raise ToolchainError(f"values of shape {tuple(values.shape)} on {values.device.type} meet a layer of shape {shape} on the CPU")
         ordered = values.to(self.dtype).permute(0, 2, 3, 1) if len(shape) == 3 else values.to(self.dtype)
-        return ordered.contiguous().reshape(samples, -1)
+        return _array(ordered.reshape(samples, prod(shape)))
 
-    def _layer(self, place: int, layer: Neurons) -> native.Layer:
-        if prod(layer.shape) >= 2**31 or len(layer.shape) not in (1, 3) or min(layer.shape) < 1:
-            raise ToolchainError(f"a layer of shape {layer.shape} is none of the native kernel's: (neurons,) or (channels, rows, columns)")
-        return native.Layer(
-            neurons=prod(layer.shape),
-            channels=layer.shape[0],
+    def _drive(self, place: int, drive: Tensor) -> steps.Array:
+        if len(drive) not in (1, self.samples):
+            raise ToolchainError(f"a drive for {len(drive)} samples meets a stage of {self.samples}: give one for each")
+        return self._packed(drive, place, len(drive))
+
+    def _state(self, place: int, layer: Neurons) -> steps.State:
+        return steps.State(
             threshold=layer.threshold,
             reset=layer.reset,
-            potential=self.potentials[place].data_ptr(),
-            sum=self.sums[place].data_ptr(),
-            count=self.counts[place].data_ptr(),
-            spikes=self.spikes[place].data_ptr(),
+            potential=self.potentials[place].numpy(),
+            sum=self.sums[place].numpy(),
+            count=self.counts[place].numpy(),
+            spikes=self.spikes[place].numpy(),
+            drive=None if layer.drive is None else self._drive(place, layer.drive),
         )
 
-    def _edge(self, current: Current) -> native.Edge:
+    def _way(self, current: Current) -> steps.Way:
         source, target = current.source, current.target
-        if not current.late and source >= target:
-            raise ToolchainError(f"a current from layer {source} reaches layer {target} in the same step, before its source has fired")
         link = linked(current.map, self.shapes[source], self.shapes[target], current.transposed)
-        _check(link, self.shapes[source], self.shapes[target])
-        weight = link.weight.to(self.dtype).contiguous()
-        amplitude = None if current.amplitude is None else self._packed(current.amplitude, source, self.samples)
-        factor = None if current.factor is None else self._packed(current.factor, target, self.samples)
-        self._kept += [t for t in (weight, link.rows, link.columns, amplitude, factor) if t is not None]
-        return native.Edge(
-            source=source,
-            target=target,
-            late=int(current.late),
-            diagonal=int(link.diagonal),
-            channels=link.channels,
-            width=link.width,
-            made=link.made,
+        return steps.Way(
+            source,
+            target,
+            rows=_array(link.rows),
+            columns=_array(link.columns),
+            weight=_array(link.weight.to(self.dtype)),
             made_width=link.made_width,
-            slots=1 if link.diagonal else weight.shape[1],
-            rows=link.rows.data_ptr(),
-            columns=link.columns.data_ptr(),
-            weight=weight.data_ptr(),
-            amplitude=None if amplitude is None else amplitude.data_ptr(),
-            factor=None if factor is None else factor.data_ptr(),
+            late=current.late,
+            amplitude=None if current.amplitude is None else self._packed(current.amplitude, source, self.samples),
+            factor=None if current.factor is None else self._packed(current.factor, target, self.samples),
         )
 
 
-def _check(link: Link, source: Shape, target: Shape) -> None:
-    """ToolchainError unless every address that the kernel will make of this link lies inside its tensors."""
-    slots = 1 if link.diagonal else link.weight.shape[1]
-    whole = (link.channels,) if link.diagonal else (link.channels, slots, slots, link.made)
-    places = len(link.rows) * len(link.columns)
-    targets = prod(target) // link.made
-    fits = tuple(link.weight.shape) == whole and len(link.columns) == link.width and link.channels * places == prod(source)
-    fits = (
-        fits
-        and link.made * targets == prod(target)
-        and targets % link.made_width == 0
-        and (not link.diagonal or link.channels == link.made)
-    )
-    for axis, size in ((link.rows, targets // link.made_width), (link.columns, link.made_width)):
-        fits = fits and axis.dtype == torch.int32 and axis.is_contiguous() and axis.shape[1:] == (3,) and bool((axis >= 0).all())
-        used = axis[axis[:, 2] > 0]
-        fits = fits and bool((used[:, 0] + used[:, 2] <= size).all()) and (link.diagonal or bool((used[:, 1] + used[:, 2] <= slots).all()))
-    if not fits:
-        raise ToolchainError(
-            f"a connection with weights {tuple(link.weight.shape)} cannot lead from a layer of shape {source} to one of {target}"
-        )
+def _array(values: Tensor) -> steps.Array:
+    found: steps.Array = values.contiguous().numpy()
+    return found
 
 
 def linked(step: Map, source: Shape, target: Shape, transposed: bool) -> Link:
@@ -240,7 +188,7 @@ def linked(step: Map, source: Shape, target: Shape, transposed: bool) -> Link:
 def _dense(step: DenseMap, source: Shape, target: Shape, transposed: bool) -> Link:
     weight = (step.weight if transposed else step.transposed)[_order(source)][:, _order(target)]
     once = _axis([(0, 0, 1)])
-    return Link(weight.reshape(len(weight), 1, 1, -1), once, once, len(weight), 1, weight.shape[1], 1, False)
+    return Link(weight.reshape(len(weight), 1, 1, -1), once, once, 1)
 
 
 def _order(shape: Shape) -> Tensor:
@@ -260,7 +208,7 @@ def _conv(step: Union[ConvMap, ConvTransposeMap], source: Shape, target: Shape, 
         weight = step.weight.permute(0, 2, 3, 1)
     axis = _axis_down if down else _axis_up
     rows, columns = (_axis(axis(source[i], target[i], kernel, stride, padding)) for i in (1, 2))
-    return Link(weight, rows, columns, source[0], source[2], target[0], target[2], False)
+    return Link(weight, rows, columns, target[2])
 
 
 def _groups(kernel: int, stride: int) -> list[list[int]]:
@@ -304,17 +252,17 @@ def _squares(size: int, weight: float, source: Shape, target: Shape, *, spread: 
             axes.append(_axis([(place * size, 0, size) for place in range(source[i])]))
         else:
             axes.append(_axis([(place // size, 0, int(place // size < target[i])) for place in range(source[i])]))
-    return _diagonal(torch.full((source[0],), weight, dtype=torch.float64), axes[0], axes[1], source, target)
+    return _diagonal(torch.full((source[0],), weight, dtype=torch.float64), axes[0], axes[1], target)
 
 
 def _scale(step: ScaleMap, source: Shape, target: Shape, _: bool) -> Link:
     rows, columns = (_axis([(place, 0, 1) for place in range(source[i] if len(source) == 3 else 1)]) for i in (1, -1))
     weight = step.factor.flatten() if isinstance(step.factor, Tensor) else torch.full((source[0],), step.factor, dtype=torch.float64)
-    return _diagonal(weight, rows, columns, source, target)
+    return _diagonal(weight, rows, columns, target)
 
 
-def _diagonal(weight: Tensor, rows: Tensor, columns: Tensor, source: Shape, target: Shape) -> Link:
-    return Link(weight, rows, columns, source[0], len(columns), target[0], target[2] if len(target) == 3 else 1, True)
+def _diagonal(weight: Tensor, rows: Tensor, columns: Tensor, target: Shape) -> Link:
+    return Link(weight, rows, columns, target[2] if len(target) == 3 else 1)
 
 
 def _axis(axis: Axis) -> Tensor:

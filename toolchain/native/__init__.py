@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -50,7 +49,6 @@ class Layer(ctypes.Structure):
 
     _fields_ = (
         ("neurons", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
         ("threshold", ctypes.c_double),
         ("reset", ctypes.c_double),
         ("drive", ctypes.c_void_p),
@@ -177,40 +175,6 @@ def missing() -> str | None:
 def widest() -> int:
     """The best of INSTRUCTION_SETS that both this machine and the library have, by its place there; ToolchainError without the library."""
     return int(loaded().toolchain_widest())
-
-
-def run_steps(
-    layers: Sequence[Layer],
-    edges: Sequence[Edge],
-    *,
-    leak: float,
-    signed: bool,
-    samples: tuple[int, int],
-    steps: int,
-    double: bool,
-    instructions: int | None = None,
-) -> None:
-    """`steps` time steps of the samples from the first to before the last, state in place; `double` for float64, else float32.
-
-    Layers are in the order of processing, edges in the order in which their currents are added. Other threads run meanwhile.
-    """
-    chosen = widest() if instructions is None else min(instructions, widest())
-    first, last = samples
-    failed = loaded().toolchain_stage(
-        (Layer * len(layers))(*layers),
-        len(layers),
-        (Edge * max(len(edges), 1))(*edges),
-        len(edges),
-        leak,
-        int(signed),
-        first,
-        last,
-        steps,
-        int(double),
-        chosen,
-    )
-    if failed:
-        raise ToolchainError("there is not enough memory for the spike lists of the native kernel: use smaller batches")
 
 
 def loaded() -> ctypes.CDLL:

@@ -1,4 +1,4 @@
-/* Event-driven time steps of spiking layers, for toolchain.layers.stepping (which checks every argument before it calls).
+/* Event-driven time steps of spiking layers, for toolchain.native.steps (which checks every argument before it calls).
 
    A layer's neurons are in order (row, column, channel). An edge takes a spike of the source neuron (y, x, c) to a block of targets:
 
@@ -7,8 +7,9 @@
        diagonal: target (row + i, column + j, c) += amplitude * weight[c]
 
    which is any convolution or transposed convolution, in either direction, once its kernel's slots are ordered by target; a dense matrix (one
-   place, a channel a neuron); a pool or an upsampling. No state is kept between calls; products are rounded before they are added, so that every
-   instruction set gives the same bits. */
+   place, a channel a neuron); a pool or an upsampling. Spikes are added in the order of their neurons, so the spikes of one place, whose targets are the same,
+   follow each other and find them in registers. No state is kept between calls; products are rounded before they are added, so that every instruction set
+   gives the same bits. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -28,7 +29,7 @@ typedef struct {
 } Edge;
 
 typedef struct {
-    int64_t neurons, channels;
+    int64_t neurons;
     double threshold, reset;
     const void *drive; /* a current added at every step, or NULL */
     int64_t drive_stride; /* from a sample to the next: neurons, or 0 for one drive for all */
@@ -37,75 +38,89 @@ typedef struct {
     int8_t *spikes; /* of the last step */
 } Layer;
 
+/* Vectors that begin at multiples of this lie in one line of the cache. */
+#define WIDEST 64
+
 typedef struct {
-    int32_t **events;  /* two lists a layer, of this step and of the one before: a neuron, or ~neuron for a negative spike */
+    int32_t **events;  /* two lists a layer, of this step and of the one before */
     int64_t *length;
     int *restless;     /* whether a layer may fire without a current */
     void **factored;   /* an edge's arriving current, where a factor multiplies it */
-    int32_t *unsorted;
-    int64_t *begin;    /* where each channel's events begin */
+    void **memory;     /* that it lies in, from a multiple of WIDEST bytes on */
+    const void **from; /* of the spikes of one place: where their weights begin */
+    void *size;        /* and what they carry */
 } Workspace;
 
 static int make_workspace(Workspace *work, const Layer *layers, int32_t n_layers, const Edge *edges, int32_t n_edges, size_t real) {
-    int64_t neurons = 1, channels = 1;
-    for (int32_t l = 0; l < n_layers; l++) {
-        if (layers[l].neurons > neurons) neurons = layers[l].neurons;
-        if (layers[l].channels > channels) channels = layers[l].channels;
-    }
+    int32_t channels = 1;
+    for (int32_t e = 0; e < n_edges; e++)
+        if (edges[e].channels > channels) channels = edges[e].channels;
     work->events = calloc(2 * (size_t)n_layers, sizeof *work->events);
     work->length = calloc(2 * (size_t)n_layers, sizeof *work->length);
     work->restless = calloc((size_t)n_layers, sizeof *work->restless);
     work->factored = calloc((size_t)n_edges + 1, sizeof *work->factored);
-    work->unsorted = malloc((size_t)neurons * sizeof *work->unsorted);
-    work->begin = malloc(((size_t)channels + 1) * sizeof *work->begin);
-    if (!work->events || !work->length || !work->restless || !work->factored || !work->unsorted || !work->begin) return 0;
+    work->memory = calloc((size_t)n_edges + 1, sizeof *work->memory);
+    work->from = malloc((size_t)channels * sizeof *work->from);
+    work->size = malloc((size_t)channels * real);
+    if (!work->events || !work->length || !work->restless || !work->factored || !work->memory || !work->from || !work->size) return 0;
     for (int32_t l = 0; l < 2 * n_layers; l++) {
         work->events[l] = malloc((size_t)layers[l / 2].neurons * sizeof **work->events);
         if (!work->events[l]) return 0;
     }
     for (int32_t e = 0; e < n_edges; e++) {
         if (!edges[e].factor) continue;
-        work->factored[e] = calloc((size_t)layers[edges[e].target].neurons, real);
-        if (!work->factored[e]) return 0;
+        work->memory[e] = calloc((size_t)layers[edges[e].target].neurons * real + WIDEST, 1);
+        if (!work->memory[e]) return 0;
+        work->factored[e] = (char *)work->memory[e] + (WIDEST - (uintptr_t)work->memory[e] % WIDEST);
     }
     return 1;
 }
 
 static void free_workspace(Workspace *work, int32_t n_layers, int32_t n_edges) {
     for (int32_t l = 0; work->events && l < 2 * n_layers; l++) free(work->events[l]);
-    for (int32_t e = 0; work->factored && e < n_edges; e++) free(work->factored[e]);
+    for (int32_t e = 0; work->memory && e < n_edges; e++) free(work->memory[e]);
     free(work->events);
     free(work->length);
     free(work->restless);
     free(work->factored);
-    free(work->unsorted);
-    free(work->begin);
+    free(work->memory);
+    free((void *)work->from);
+    free(work->size);
 }
 
-/* List the spikes of a layer, a channel after the other, so that a channel's weights are read while they are in the cache. */
-static int64_t list_events(const Layer *layer, const int8_t *spikes, int32_t *events, Workspace *work) {
-    const int64_t neurons = layer->neurons, channels = layer->channels;
-    int32_t *found = channels == neurons ? events : work->unsorted;
+/* An event is the neuron's number, or its complement where the spike is negative. */
+static inline int32_t neuron_of(int32_t event) {
+    return event ^ (event >> 31);
+}
+
+static inline int32_t sign_of(int32_t event) {
+    return 1 + 2 * (event >> 31);
+}
+
+/* List the spikes of a layer: 64 neurons become a mask, without branches, whose bits are then taken one by one. */
+static int64_t list_events(const int8_t *spikes, int64_t neurons, int32_t *events) {
     int64_t length = 0, i = 0;
-    for (; i + 8 <= neurons; i += 8) {
-        uint64_t word;
-        memcpy(&word, spikes + i, 8);
-        if (!word) continue;
-        for (int64_t j = i; j < i + 8; j++)
-            if (spikes[j]) found[length++] = (int32_t)(spikes[j] < 0 ? ~j : j);
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    for (; i + 64 <= neurons; i += 64) {
+        uint64_t mask = 0, word;
+        for (int part = 0; part < 8; part++) {
+            memcpy(&word, spikes + i + 8 * part, 8);
+            /* a spike of either sign is odd: the lowest bits of eight bytes side by side */
+            mask |= ((word & 0x0101010101010101u) * 0x0102040810204080u >> 56) << (8 * part);
+        }
+        for (; mask; mask &= mask - 1) {
+            const int32_t neuron = (int32_t)(i + __builtin_ctzll(mask));
+            events[length++] = neuron ^ (spikes[neuron] >> 7);
+        }
     }
+#endif
     for (; i < neurons; i++)
-        if (spikes[i]) found[length++] = (int32_t)(spikes[i] < 0 ? ~i : i);
-    if (found == events) return length;
-    memset(work->begin, 0, ((size_t)channels + 1) * sizeof *work->begin);
-    for (int64_t k = 0; k < length; k++) work->begin[(found[k] < 0 ? ~found[k] : found[k]) % channels + 1]++;
-    for (int64_t c = 0; c < channels; c++) work->begin[c + 1] += work->begin[c];
-    for (int64_t k = 0; k < length; k++) events[work->begin[(found[k] < 0 ? ~found[k] : found[k]) % channels]++] = found[k];
+        if (spikes[i] & 1) events[length++] = (int32_t)(spikes[i] < 0 ? ~i : i);
     return length;
 }
 
 static void clear_events(const int32_t *events, int64_t length, int8_t *spikes) {
-    for (int64_t k = 0; k < length; k++) spikes[events[k] < 0 ? ~events[k] : events[k]] = 0;
+    for (int64_t k = 0; k < length; k++) spikes[neuron_of(events[k])] = 0;
 }
 
 #define JOIN_(a, b) a##b
@@ -113,6 +128,7 @@ static void clear_events(const int32_t *events, int64_t length, int8_t *spikes) 
 
 #define REAL float
 #define TARGET
+#define BYTES 16 /* of a vector */
 #define NAME(x) JOIN(x, _f32)
 #include "stage.h"
 #undef REAL
@@ -123,11 +139,13 @@ static void clear_events(const int32_t *events, int64_t length, int8_t *spikes) 
 #undef REAL
 #undef NAME
 #undef TARGET
+#undef BYTES
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define WIDE 1
 
 #define TARGET __attribute__((target("avx2")))
+#define BYTES 32
 #define REAL float
 #define NAME(x) JOIN(x, _f32_avx2)
 #include "stage.h"
@@ -139,8 +157,10 @@ static void clear_events(const int32_t *events, int64_t length, int8_t *spikes) 
 #undef REAL
 #undef NAME
 #undef TARGET
+#undef BYTES
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))
+#define BYTES 64
 #define REAL float
 #define NAME(x) JOIN(x, _f32_avx512)
 #include "stage.h"
@@ -152,6 +172,7 @@ static void clear_events(const int32_t *events, int64_t length, int8_t *spikes) 
 #undef REAL
 #undef NAME
 #undef TARGET
+#undef BYTES
 #endif
 
 /* The instruction sets this machine has of those compiled: 0 plain, 1 AVX2, 2 AVX-512. */
