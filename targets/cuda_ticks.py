@@ -91,18 +91,19 @@ def compile(graph: Graph, *, batch: int, trace: bool, device: torch.device) -> E
 
 
 class Ways(NamedTuple):
-    """How a run computes: where, how it updates neurons, how it records (None: it does not), and whether products are `tried` against float64 before their first use."""
+    """How a run computes: where, how it updates neurons, with what it records the phases of a chunk (None: it does not), and whether products are `tried` against float64
+    before their first use."""
 
     device: torch.device
     step: Step
-    record: Record | None
+    recorder: Callable[[], Record] | None
     tried: bool
 
 
 def ways_on(device: torch.device) -> Ways:
     """What `device` can do."""
     step = _fused_step() if neuron_update(device) is None else torch_step
-    return Ways(device, step, CudaRecorder() if device.type == "cuda" else None, device.type != "cpu")
+    return Ways(device, step, CudaRecorder if device.type == "cuda" else None, device.type != "cpu")
 
 
 def neuron_update(device: torch.device) -> str | None:
@@ -275,14 +276,14 @@ def blocks(graph: Graph, phase: Phase) -> list[Block]:
 
 
 class CudaRecorder:
-    """Records what a function does on the GPU; returned is what replays it. All recordings share the memory of their temporaries, as no two play at once."""
+    """Records what functions do on the GPU, and makes of each one that replays it. Its recordings share the memory of their temporaries, as no two play at once."""
 
     def __init__(self) -> None:
         self._cuda: Any = torch.cuda  # untyped
-        self._stream, self._pool = self._cuda.Stream(), self._cuda.graph_pool_handle()
+        self._pool = self._cuda.graph_pool_handle()
 
     def __call__(self, make: Callable[[], None]) -> Callable[[], None]:
-        cuda, stream = self._cuda, self._stream
+        cuda, stream = self._cuda, _side_stream()
         stream.wait_stream(cuda.current_stream())
         with cuda.stream(stream):
             make()  # compiles kernels and lets cuBLAS choose and reserve, which a recording must not
@@ -292,6 +293,13 @@ class CudaRecorder:
             make()
         replay: Callable[[], None] = recorded.replay
         return replay
+
+
+@cache
+def _side_stream() -> Any:
+    """One for all recordings: cuBLAS keeps tens of MiB for each stream it has seen."""
+    cuda: Any = torch.cuda
+    return cuda.Stream()
 
 
 class StaticRun:
@@ -421,7 +429,7 @@ class Chunk:
         self._lay_out_inputs()
         self._lay_out_constants()
         self._products = self._prepared(ways.tried)
-        record = None if trace else ways.record
+        record = None if trace or ways.recorder is None else ways.recorder()
         # what the buffers hold after recording means nothing: `load` starts anew
         self._plays = {block: self._playable(block, record) for block in dict.fromkeys(self._blocks)}
 
