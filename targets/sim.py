@@ -12,27 +12,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolchain.errors import GraphError
+from toolchain.errors import GraphError, UsageError, unknown
 from toolchain.fixed import EXACT_FLOAT32, EXACT_FLOAT64, INT32_SAFE, decay, largest_product, largest_total
 from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Graph, Phase, Synapse
 from toolchain.limits import LOIHI2, Limits
 from toolchain.passes import LOIHI_PIPELINE, Pipeline
+from toolchain.target import Executable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from toolchain.targets.torch_operations import Operation
-    from toolchain.targets.torch_ticks import Arithmetic, TickRun
+    from toolchain.targets.torch_ticks import Arithmetic
+
+
+KERNELS = ("auto", "native", "torch")
+"""What runs a graph on a CPU: the compiled core where it can, the core or an error, torch."""
+
+CURRENTS = ("measured", "events", "dense")
+"""How the core adds up what spikes cause: by event, by products, or whichever the spikes of a step make cheaper."""
 
 
 @dataclass(frozen=True)
 class Sim:
-    """`device` is auto, cpu or cuda; up to `batch` samples advance together, of large networks fewer (more only cost memory)."""
+    """`device` is auto, cpu or cuda. On a CPU the compiled core runs whole phases, sample by sample (`kernel` auto or native); torch runs them tick by tick, up to
+    `batch` samples together, where there is no core or `kernel` is torch. `instructions` bounds the core's instruction set (a place in `phases.INSTRUCTION_SETS`)."""
 
     device: str = "auto"
     batch: int = 256
     trace: bool = False
+    kernel: str = "auto"
+    currents: str = "measured"
+    instructions: int | None = None
     name: str = "sim"
     limits: Limits = LOIHI2
     pipeline: Pipeline = LOIHI_PIPELINE
@@ -47,11 +59,34 @@ class Sim:
             else ["target 'sim' runs integer graphs and this one is in floats: add the quantize pass, or use target 'torch'"]
         )
 
-    def compile(self, graph: Graph) -> TickRun:
+    def compile(self, graph: Graph) -> Executable:
         from toolchain import devices
-        from toolchain.targets.torch_ticks import TickRun
 
         device = devices.pick(self.device)
+        for what, chosen, known in (("kernel", self.kernel, KERNELS), ("currents", self.currents, CURRENTS)):
+            if chosen not in known:
+                raise unknown(what, chosen, known)
+        if self.kernel == "native" and device.type != "cpu":
+            raise UsageError(
+                f"the compiled core of 'sim' runs on the CPU and not on {device.type}: leave kernel at 'auto', or choose the CPU"
+            )
+        if device.type == "cpu" and self.kernel != "torch":
+            from toolchain.targets.sim_native import NativeRun
+            from toolchain.targets.sim_plans import Unfit
+
+            try:
+                return NativeRun(graph, trace=self.trace, currents=self.currents, instructions=self.instructions)
+            except Unfit as found:
+                if self.kernel == "native":
+                    raise UsageError(
+                        f"the compiled core of 'sim' cannot run this graph: {found}; or leave kernel at 'auto' for torch"
+                    ) from None
+        if device.type == "cuda" and self.kernel != "torch":
+            from toolchain.targets import cuda_ticks
+
+            return cuda_ticks.compile(graph, batch=self.batch, trace=self.trace, device=device)
+        from toolchain.targets.torch_ticks import TickRun
+
         arithmetic: dict[str, Arithmetic] = {phase.name: _Integers(graph, phase, device) for phase in graph.phases}
         return TickRun(graph, arithmetic, batch=self.batch, trace=self.trace, device=device)
 

@@ -30,6 +30,7 @@ def both_phases(target, graph, x, error):
 @pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_sim_is_the_reference(network_graph, network_inputs, assert_identical, monkeypatch, name, numbers, form):
+    sim = SIM if form == "chosen" else replace(SIM, kernel="torch")
     if form == "matrix":  # what other processors and GPUs take, some samples at a time
         monkeypatch.setattr(torch_operations, "exact", lambda dtype, device: torch_operations._Matrix())
         monkeypatch.setattr(torch_operations, "ROWS", 200)
@@ -38,7 +39,7 @@ def test_sim_is_the_reference(network_graph, network_inputs, assert_identical, m
         x, error = network_inputs(graph, 4)
         graph = Retime(mode)(graph)
         expected = both_phases(Reference(), graph, x, error)
-        for a, b in zip(both_phases(replace(SIM, device="cpu", batch=3), graph, x, error), expected, strict=True):
+        for a, b in zip(both_phases(replace(sim, device="cpu", batch=3), graph, x, error), expected, strict=True):
             assert_identical(a, b)
 
 
@@ -146,7 +147,7 @@ def test_large_networks_advance_fewer_samples_at_once(network_graph, network_inp
     x, error = network_inputs(graph, 5)
     expected = both_phases(replace(SIM, device="cpu"), graph, x, error)
     monkeypatch.setattr("toolchain.targets.torch_ticks.AT_ONCE", {"cpu": 800})
-    run = replace(SIM, device="cpu", trace=True).compile(graph)
+    run = replace(SIM, device="cpu", trace=True, kernel="torch").compile(graph)
     assert run._batch == 2
     assert_identical(run.run(x), expected[0])
     assert_identical(run.run(error, phase="feedback"), expected[1])

@@ -1,0 +1,388 @@
+"""Connections laid out for the compiled core of `sim` (`toolchain.native.phases`), and the bounds that make its sums exact.
+
+Neurons of a population are in order (place, channel), channels padded to `LANES`. Where spikes meet weights of 8 bits, each target place adds up the rows of weights that
+reach it, in 16 bits for as many rows as cannot overflow them, then in 32; or, where many spike, products of whole windows: both make the same whole numbers.
+Everything else (values of inputs and relays, larger weights, one factor a channel) goes value by value, in 64 bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from toolchain import fixed
+from toolchain.fixed import INT32_SAFE
+from toolchain.ir import (
+    Array,
+    Conv2d,
+    ConvTranspose2d,
+    Dense,
+    Graph,
+    Identity,
+    Op,
+    Population,
+    Scale,
+    Shape,
+    entry_shape,
+    largest_sum,
+    shapes_along,
+    weight_of,
+)
+from toolchain.native import phases
+from toolchain.native.phases import LANES, DenseClass, SynapsePlan
+from toolchain.targets import windows
+from toolchain.targets.windows import Pairs
+
+NEVER = 2**62
+LARGEST_TABLE = 2**27
+"""Most weights of one connection as it is laid out."""
+
+A_TARGET, A_TAKE, A_ROW = 25.0, 4.0, 1.5
+"""What sums by event cost, in cycles: for every target place, every source place that it takes from, every 64 lanes of a row; measured with AVX-512."""
+
+MULTIPLIED = (2.0, 12.0, 40.0, 100.0)
+"""Products a cycle, by instruction set; measured."""
+
+
+class Unfit(Exception):
+    """What of a graph the core cannot run, in a few words."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a population lies in memory."""
+
+    shape: Shape
+    lanes: int
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+    @property
+    def places(self) -> int:
+        return prod(self.shape[1:])
+
+    @property
+    def size(self) -> int:
+        return -(-self.places * self.lanes // 64) * 64
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Where each neuron lies, neurons in the graph's order (channel, place)."""
+        return (np.arange(self.channels)[:, None] + np.arange(self.places)[None, :] * self.lanes).ravel()
+
+    def packed(self, values: Array, dtype: npt.DTypeLike) -> Array:
+        """(n, *shape) as (n, size)."""
+        made = aligned((len(values), self.size), dtype)
+        inner = made[:, : self.places * self.lanes].reshape(len(values), self.places, self.lanes)
+        inner[:, :, : self.channels] = values.reshape(len(values), self.channels, self.places).transpose(0, 2, 1)
+        return made
+
+
+def layout(population: Population) -> Layout:
+    """Inputs are lists of values: nothing is padded for them."""
+    channels = population.shape[0]
+    return Layout(population.shape, channels if population.kind == "input" else -(-channels // LANES) * LANES)
+
+
+def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Zeros that begin on a cache line."""
+    kind = np.dtype(dtype)
+    raw = np.zeros(prod(shape) * kind.itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    made: Array = raw[start : start + prod(shape) * kind.itemsize].view(kind).reshape(shape)
+    return made
+
+
+@dataclass
+class Laid:
+    """A struct of the core, and what it points into."""
+
+    plan: Any
+    kept: list[Any] = field(default_factory=list)
+
+    def point(self, name: str, array: Array) -> None:
+        self.kept.append(array)
+        setattr(self.plan, name, array.ctypes.data)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A connection between two populations: `graded` sources emit values, `signed` ones spikes of both signs."""
+
+    graph: Graph
+    ops: tuple[Op, ...]
+    source: Layout
+    target: Layout
+    graded: bool
+    signed: bool
+
+    def laid(self, currents: str, instructions: int) -> Laid:
+        """Its plan, but for populations and delay; Unfit where the core has no form for it."""
+        made = Laid(SynapsePlan(exponent=sum(getattr(op, "exponent", 0) for op in self.ops), lanes=self.target.lanes, dense_from=NEVER))
+        path = self._path()
+        if path is None:
+            self._matrix(made)
+        elif path.op is None or isinstance(path.op, Scale):
+            self._diagonal(made, path)
+        else:
+            self._window(made, path)
+        if made.plan.dense_classes:
+            made.plan.dense_from = self._products_from(made, currents, instructions)
+        return made
+
+    def _path(self) -> _Path | None:
+        """None where images do not move place by place: the connection is a matrix then."""
+        tensors = self.graph.tensors
+        shapes = shapes_along(self.ops, self.source.shape, self.target.shape, tensors)
+        entry = entry_shape(self.ops, self.source.shape, self.target.shape, tensors)
+        heavy = [op for op in self.ops if weight_of(op) is not None]
+        ends = (windows.image(entry), windows.image(shapes[-1] if shapes else entry))
+        if len(heavy) > 1 or any(isinstance(op, Dense) for op in heavy):
+            return None
+        if ends != (windows.image(self.source.shape), windows.image(self.target.shape)):
+            return None
+        axes: list[Pairs] = []
+        for axis in (1, 2):
+            size = ends[0][axis]
+            found: Pairs = [[(place, 0)] for place in range(size)]
+            passed = False
+            for op, shape in zip(self.ops, shapes, strict=True):
+                weight = None if weight_of(op) is None else tensors[str(weight_of(op))]
+                step = windows.pairs(op, axis - 1, size, windows.image(shape)[axis], weight)
+                found = windows.chained(found, step, keep_slots=passed)
+                passed, size = passed or op in heavy, windows.image(shape)[axis]
+            axes.append(found)
+        return _Path(axes[0], axes[1], heavy[0] if heavy else None)
+
+    def _window(self, made: Laid, path: _Path) -> None:
+        op, target = path.op, self.target
+        assert isinstance(op, (Conv2d, ConvTranspose2d))
+        weight = self.graph.tensors[op.weight]
+        full = _by_source(op, weight, self.source.channels, target.channels)
+        if full.size // target.channels * target.lanes > LARGEST_TABLE:
+            raise Unfit(f"weight '{op.weight}' takes too much memory")
+        made.plan.form = phases.WINDOW
+        if not self._narrow(full):
+            orders = [windows.slot_order(op, weight.shape[2 + axis], axis) for axis in (0, 1)]
+            self._values(made, full[:, orders[0]][:, :, orders[1]], target.lanes)
+            made.plan.slab, made.plan.row_from = prod(full.shape[1:3]) * target.lanes, full.shape[2] * target.lanes
+            self._patches(made, path, orders)
+            return
+        across = full.shape[2]
+        self._rows_of(made, full.transpose(1, 2, 0, 3).reshape(-1, target.channels))
+        found: list[list[tuple[int, int]]] = [[] for _ in range(target.places)]
+        width, columns = windows.image(target.shape)[2], windows.image(self.source.shape)[2]
+        for y, down in enumerate(path.rows):
+            for x, right in enumerate(path.columns):
+                for (row, i), (column, j) in product(down, right):
+                    found[row * width + column].append((y * columns + x, (i * across + j) * self.source.channels))
+        made.plan.targets = target.places
+        made.point("take_begin", np.cumsum([0, *map(len, found)], dtype=np.int32))
+        made.point("takes", np.array([take for takes in found for take in takes] or [(0, 0)], np.int32))
+        alone = all(isinstance(other, (Identity, Scale)) for other in self.ops if other is not op)
+        if alone and op.groups == 1:
+            self._dense_window(made, op, weight, full)
+
+    def _diagonal(self, made: Laid, path: _Path) -> None:
+        ones = np.ones(self.source.channels, np.int64)
+        factors = ones if path.op is None else self.graph.tensors[str(weight_of(path.op))].astype(np.int64)
+        made.plan.form = phases.DIAGONAL
+        self._values(made, factors, self.source.channels)
+        self._patches(made, path, None)
+
+    def _matrix(self, made: Laid) -> None:
+        """A row of the whole target for every position of the source."""
+        if self.source.size * self.target.size > LARGEST_TABLE:
+            raise Unfit(f"a connection of {prod(self.source.shape):,} with {prod(self.target.shape):,} neurons takes too much memory")
+        rows = self._rows()
+        table = np.zeros((self.source.size, self.target.size), np.int64)
+        table[np.ix_(self.source.positions, self.target.positions)] = rows
+        made.plan.form, made.plan.lanes = phases.MATRIX, self.target.size
+        if not self._narrow(rows):
+            made.plan.slab = self.target.size
+            self._values(made, table, self.target.size)
+            return
+        made.plan.targets = 1
+        self._rows_of(made, table)
+        whole = np.zeros(1, np.int32)
+        places = np.arange(self.source.places, dtype=np.int32) * self.source.lanes
+        classes = [_dense_class(whole, whole, whole, table[None], self.target.size, self.signed)]
+        self._dense(made, classes, self.source.size, places, self.source.size // 4)
+
+    def _rows(self) -> npt.NDArray[np.int64]:
+        """What a spike of each neuron of the source adds to each neuron of the target, exponents left out."""
+        ops, tensors = _unshifted(self.ops), self.graph.tensors
+        heavy = [op for op in ops if not isinstance(op, Identity)]
+        if len(heavy) == 1 and isinstance(heavy[0], Dense):
+            weight = tensors[heavy[0].weight].astype(np.int64)
+            return weight if heavy[0].transpose else weight.T
+        count = prod(self.source.shape)
+        parts = []
+        for first in range(0, count, 256):
+            spikes = np.zeros((min(256, count - first), count), np.int64)
+            spikes[np.arange(len(spikes)), first + np.arange(len(spikes))] = 1
+            found = fixed.apply(ops, tensors, spikes.reshape(-1, *self.source.shape), self.target.shape, integer=True)
+            parts.append(found.reshape(len(spikes), -1))
+        return np.concatenate(parts)
+
+    def _narrow(self, weights: Array) -> bool:
+        """Whether spikes meet weights of 8 bits and their sums fit 32: products store signed spikes as 0, 1, 2, which doubles them, and begin with the negative sum."""
+        if self.graded or weights.min(initial=0) < -128 or weights.max(initial=0) > 127:
+            return False
+        largest = 1
+        for op in _unshifted(self.ops):
+            largest = largest_sum(op, self.graph.tensors, largest)[1]
+        return 3 * largest <= INT32_SAFE
+
+    def _rows_of(self, made: Laid, weights: Array) -> None:
+        """Lay rows of weights (rows, target channels) out in bytes, 128 larger than they are."""
+        stride = -(-made.plan.lanes // 64) * 64
+        full = np.zeros((len(weights), stride), np.int64)
+        full[:, : weights.shape[1]] = weights
+        table = aligned((len(weights), stride), np.uint8)
+        table.reshape(len(weights), -1, 32, 2)[:] = full.reshape(len(weights), -1, 2, 32).transpose(0, 1, 3, 2) + 128
+        made.point("rows", table)
+        made.plan.row_bytes = stride
+
+    def _values(self, made: Laid, weights: Array, lanes: int) -> None:
+        """Lay weights (..., targets) out over `lanes`, in 32 bits."""
+        if int(np.abs(weights).max(initial=0)) > INT32_SAFE:
+            raise Unfit("a weight needs more than 32 bits")
+        table = aligned((*weights.shape[:-1], lanes), np.int32)
+        table[..., : weights.shape[-1]] = weights
+        made.point("weight", table)
+        made.plan.wide = 1
+
+    def _patches(self, made: Laid, path: _Path, orders: Sequence[Sequence[int]] | None) -> None:
+        """The patches of every place of the source; `orders` of a kernel's places, None where there is none."""
+        width, lanes = windows.image(self.target.shape)[2], self.target.lanes
+        across = 0 if orders is None else len(orders[1])
+        begin, found = [0], []
+        columns = windows.runs(path.columns, None if orders is None else orders[1])
+        for row_runs in windows.runs(path.rows, None if orders is None else orders[0]):
+            for column_runs in columns:
+                for r, c in product(row_runs, column_runs):
+                    found.append(((r[0] * width + c[0]) * lanes, (r[1] * across + c[1]) * lanes, r[2], c[2]))
+                begin.append(len(found))
+        made.plan.row_to = width * lanes
+        made.point("begin", np.array(begin, np.int32))
+        made.point("patches", np.array(found or [(0, 0, 0, 0)], np.int32))
+
+    def _dense_window(self, made: Laid, op: Conv2d | ConvTranspose2d, weight: Array, full: npt.NDArray[np.int64]) -> None:
+        source, target = windows.image(self.source.shape), windows.image(self.target.shape)
+        axes = [windows.taps(op, axis, target[1 + axis], weight) for axis in (0, 1)]
+        reached = [[place for found in axes[i] for _, place in found] + [0, source[1 + i] - 1] for i in (0, 1)]
+        first, size = zip(*((min(r), max(r) - min(r) + 1) for r in reached), strict=True)
+        fours = -(-source[0] // 4)
+        step = (size[1] * 4 * fours, 4 * fours)
+        groups = [_alike(axis) for axis in axes]
+        classes = []
+        for (row_slots, rows), (column_slots, columns) in product(groups[0].items(), groups[1].items()):
+            if not row_slots or not column_slots:
+                continue
+            places = np.array([(t, u, y - first[0], x - first[1]) for t, y in rows for u, x in columns])
+            down = [place - axes[0][rows[0][0]][0][1] for _, place in axes[0][rows[0][0]]]
+            across = [place - axes[1][columns[0][0]][0][1] for _, place in axes[1][columns[0][0]]]
+            taps = np.array([y * step[0] + x * step[1] for y in down for x in across], np.int32)
+            slots = full[:, row_slots][:, :, column_slots].transpose(1, 2, 0, 3).reshape(len(taps), source[0], target[0])
+            classes.append(
+                _dense_class(
+                    ((places[:, 0] * target[2] + places[:, 1]) * self.target.lanes).astype(np.int32),
+                    (places[:, 2] * step[0] + places[:, 3] * step[1]).astype(np.int32),
+                    taps,
+                    slots,
+                    self.target.lanes,
+                    self.signed,
+                )
+            )
+        if not classes:
+            return
+        y, x = np.indices(source[1:]).reshape(2, -1)
+        places = ((y - first[0]) * step[0] + (x - first[1]) * step[1]).astype(np.int32)
+        self._dense(made, classes, size[0] * step[0], places, fours)
+
+    def _dense(self, made: Laid, classes: Sequence[Laid], image: int, places: Array, quads: int) -> None:
+        plan = made.plan
+        plan.image_size, plan.quads, plan.background = image, quads, int(self.signed)
+        made.point("image_place", places)
+        structs = (DenseClass * len(classes))(*(c.plan for c in classes))
+        made.kept += [structs, *classes]
+        plan.dense, plan.dense_classes = ctypes.addressof(structs), len(classes)
+
+    def _products_from(self, made: Laid, currents: str, instructions: int) -> int:
+        """From how many events on products cost less."""
+        if currents != "measured":
+            return NEVER if currents == "events" else 0
+        plan = made.plan
+        multiplied = sum(c.plan.targets * c.plan.taps for c in made.kept if isinstance(c, Laid)) * plan.quads * 4 * plan.lanes
+        takes = (
+            self.source.places
+            if plan.form == phases.MATRIX
+            else len(next(a for a in made.kept if isinstance(a, np.ndarray) and a.ndim == 2 and a.shape[1] == 2))
+        )
+        slower = 1 if instructions >= 2 else 2 if instructions else 4
+        event = takes / self.source.places * plan.row_bytes / 64 * A_ROW * slower
+        return max(1, int((multiplied / MULTIPLIED[instructions] - plan.targets * A_TARGET - takes * A_TAKE) / event))
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A way through images, along rows and along columns, and the one operation with a weight."""
+
+    rows: Pairs
+    columns: Pairs
+    op: Op | None
+
+
+def _unshifted(ops: Sequence[Op]) -> tuple[Op, ...]:
+    return tuple(msgspec.structs.replace(op, exponent=0) if hasattr(op, "exponent") else op for op in ops)
+
+
+def _by_source(op: Conv2d | ConvTranspose2d, weight: Array, channels: int, made: int) -> npt.NDArray[np.int64]:
+    """(source channels, kernel rows, kernel columns, target channels); zeros between groups."""
+    # of a Conv2d (out, in / groups, ...), of a ConvTranspose2d (in, out / groups, ...); a transpose goes the other way
+    target_first = isinstance(op, Conv2d) != op.transpose
+    full = np.zeros((channels, *weight.shape[2:], made), np.int64)
+    into, out = channels // op.groups, made // op.groups
+    for group, block in enumerate(np.split(weight.astype(np.int64), op.groups)):
+        turned = block.transpose(1, 2, 3, 0) if target_first else block.transpose(0, 2, 3, 1)
+        full[group * into : (group + 1) * into, :, :, group * out : (group + 1) * out] = turned
+    return full
+
+
+def _alike(axis: Sequence[Sequence[tuple[int, int]]]) -> dict[tuple[int, ...], list[tuple[int, int]]]:
+    """Places of the target by the slots of their taps: each with the first place of the source that its window takes."""
+    groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for target, found in enumerate(axis):
+        groups.setdefault(tuple(slot for slot, _ in found), []).append((target, found[0][1] if found else 0))
+    return groups
+
+
+def _dense_class(target: Array, base: Array, tap: Array, weight: npt.NDArray[np.int64], lanes: int, signed: bool) -> Laid:
+    """`weight` is (taps, source channels, target channels)."""
+    taps, channels, made = weight.shape
+    fours = -(-channels // 4)
+    full = np.zeros((taps, 4 * fours, lanes), np.int8)
+    full[:, :channels, :made] = weight
+    parts = []
+    for first in range(0, lanes, 64):
+        piece = full[:, :, first : first + 64]
+        parts.append(piece.reshape(taps, fours, 4, -1, 16).transpose(0, 1, 3, 4, 2).ravel())
+    packed = aligned((sum(map(len, parts)),), np.int8)
+    np.concatenate(parts, out=packed)
+    start = aligned((lanes,), np.int32)
+    start[:made] = -weight.sum(axis=(0, 1)) if signed else 0
+    found = Laid(DenseClass(targets=len(target), taps=taps))
+    for name, array in {"target": target, "base": base, "tap": tap, "weight": packed, "start": start}.items():
+        found.point(name, np.ascontiguousarray(array) if array is not packed and array is not start else array)
+    return found

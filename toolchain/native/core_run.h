@@ -1,0 +1,486 @@
+/* Phases for one instruction set: included by core.c with NAME(x), TARGET and SET (as of toolchain_core_widest) defined. */
+
+/* Let what has arrived by a connection wait for the population's next step. */
+TARGET APART static void NAME(settle)(const PopulationPlan *plan, State *state, const SynapsePlan *way, Arrival *arrival) {
+    const int64_t size = plan->size, factor = (int64_t)1 << way->exponent;
+    int64_t *restrict wide = state->waiting64;
+    int32_t *restrict narrow = state->waiting32;
+    const int32_t *restrict sums32 = arrival->sums32;
+    const int64_t *restrict sums64 = arrival->sums64;
+    if (arrival->pending == 32 && narrow)
+        for (int64_t i = 0; i < size; i++) narrow[i] += sums32[i] * (int32_t)factor;
+    else if (arrival->pending == 32)
+        for (int64_t i = 0; i < size; i++) wide[i] += sums32[i] * factor;
+    else if (narrow)
+        for (int64_t i = 0; i < size; i++) narrow[i] += (int32_t)(sums64[i] * factor);
+    else
+        for (int64_t i = 0; i < size; i++) wide[i] += sums64[i] * factor;
+    arrival->pending = 0;
+    state->waits = 1;
+}
+
+/* ---- spikes by event: the rows of weights that meet in a target place are added up in registers ---- */
+
+#if defined(__GNUC__)
+#if SET >= 2
+#define BYTES 64
+#elif SET == 1
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define PARTS (64 / BYTES)
+typedef uint16_t NAME(Vector) __attribute__((vector_size(BYTES), may_alias));
+
+/* TILES times 64 lanes, of which `lanes` are there. A row has two weights in each 16 bits, both 128 too large: the sum of the high ones, and of both, modulo 2^16,
+   which up to TOGETHER rows cannot confuse. */
+#define SUM(TILES)                                                                                                                              \
+    TARGET static void NAME(sum_##TILES)(const uint8_t *weights, int64_t stride, const int32_t *rows, int64_t length, int32_t sign, int32_t lanes, \
+                                         int32_t *sums) {                                                                                       \
+        for (int64_t from = 0; from < length;) {                                                                                                \
+            const int64_t until = from + AT_ONCE(length - from);                                                                                \
+            const int32_t bias = 128 * (int32_t)(until - from);                                                                                 \
+            NAME(Vector) all[TILES * PARTS] = {{0}}, high[TILES * PARTS] = {{0}};                                                               \
+            for (; from < until; from++) {                                                                                                      \
+                const NAME(Vector) *row = (const NAME(Vector) *)(weights + rows[from] * stride);                                                \
+                _Pragma("GCC unroll 8") for (int t = 0; t < TILES * PARTS; t++) {                                                               \
+                    const NAME(Vector) pair = row[t];                                                                                           \
+                    all[t] += pair;                                                                                                             \
+                    high[t] += pair >> 8;                                                                                                       \
+                }                                                                                                                               \
+            }                                                                                                                                   \
+            _Pragma("GCC unroll 8") for (int t = 0; t < TILES * PARTS; t++) {                                                                   \
+                uint16_t part[BYTES];                                                                                                           \
+                const NAME(Vector) low = all[t] - (high[t] << 8);                                                                               \
+                int32_t *restrict to = sums + t / PARTS * 64 + t % PARTS * (BYTES / 2);                                                         \
+                memcpy(part, &low, BYTES);                                                                                                      \
+                memcpy(part + BYTES / 2, high + t, BYTES);                                                                                      \
+                for (int j = 0; j < BYTES / 2; j++) to[j] += sign * (part[j] - bias);                                                           \
+                if (t / PARTS * 64 + 64 > lanes) continue;                                                                                      \
+                for (int j = 0; j < BYTES / 2; j++) to[32 + j] += sign * (part[BYTES / 2 + j] - bias);                                          \
+            }                                                                                                                                   \
+        }                                                                                                                                       \
+    }
+#ifdef FAULT_NO_FLUSH
+#define AT_ONCE(LENGTH) (LENGTH)
+#else
+#define AT_ONCE(LENGTH) ((LENGTH) < TOGETHER ? (LENGTH) : TOGETHER)
+#endif
+#if SET >= 2
+#define MOST 8
+SUM(1) SUM(2) SUM(3) SUM(4) SUM(5) SUM(6) SUM(7) SUM(8)
+#else
+#define MOST 1
+SUM(1)
+#endif
+#undef SUM
+#undef AT_ONCE
+#undef PARTS
+#undef BYTES
+typedef void NAME(Sum)(const uint8_t *, int64_t, const int32_t *, int64_t, int32_t, int32_t, int32_t *);
+static NAME(Sum) *const NAME(sums)[MOST] = {
+    NAME(sum_1),
+#if SET >= 2
+    NAME(sum_2), NAME(sum_3), NAME(sum_4), NAME(sum_5), NAME(sum_6), NAME(sum_7), NAME(sum_8),
+#endif
+};
+
+TARGET static void NAME(sum_rows)(const SynapsePlan *way, const int32_t *rows, int64_t length, int minus, int32_t *sums) {
+    for (int32_t lane = 0; lane < way->lanes;) {
+        const int32_t left = way->lanes - lane, tiles = (left + 63) / 64 < MOST ? (left + 63) / 64 : MOST;
+        NAME(sums)[tiles - 1](way->rows + lane, way->row_bytes, rows, length, minus ? -1 : 1, left, sums + lane);
+        lane += 64 * tiles;
+    }
+}
+#undef MOST
+#else
+TARGET static void NAME(sum_rows)(const SynapsePlan *way, const int32_t *rows, int64_t length, int minus, int32_t *sums) {
+    for (int64_t k = 0; k < length; k++)
+        for (int32_t j = 0; j < way->lanes; j++) {
+            const int32_t weight = way->rows[rows[k] * way->row_bytes + j / 64 * 64 + j % 32 * 2 + j % 64 / 32] - 128;
+            sums[j] += minus ? -weight : weight;
+        }
+}
+#endif
+
+TARGET APART static void NAME(add_events)(const SynapsePlan *way, const PopulationPlan *source, const List *list, int minus, Work *work, int32_t *sums) {
+    if (!way->take_begin) {
+        NAME(sum_rows)(way, list->position, list->length, minus, sums);
+        return;
+    }
+    const int32_t lanes = source->lanes, *begin = list->begin, *position = list->position;
+    int32_t *rows = work->rows;
+    for (int32_t t = 0; t < way->targets; t++) {
+        int64_t length = 0;
+        for (const Take *take = way->takes + way->take_begin[t]; take < way->takes + way->take_begin[t + 1]; take++) {
+            const int32_t first = begin[take->place], found = begin[take->place + 1] - first, shift = take->row - take->place * lanes;
+            const int32_t *restrict from = position + first;
+            int32_t *restrict to = rows + length;
+            int32_t k = 0;
+            do { /* whole vectors: lists have room behind them */
+                for (int32_t j = 0; j < 16; j++) to[k + j] = from[k + j] + shift;
+                k += 16;
+            } while (k < found);
+            length += found;
+        }
+        NAME(sum_rows)(way, rows, length, minus, sums + (int64_t)t * way->lanes);
+    }
+}
+
+/* ---- values, each times its weights ---- */
+
+TARGET APART static void NAME(add_values)(const SynapsePlan *way, int32_t source_lanes, int32_t target_lanes, const List *list, const int32_t *values,
+                                          int32_t sign, const uint8_t *mask, int64_t *restrict sums) {
+    for (int64_t k = 0; k < list->length; k++) {
+        const int32_t position = list->position[k];
+        const int64_t value = values ? values[k] : sign;
+        if (mask && !mask[position]) continue;
+        if (way->form == MATRIX) {
+            const int32_t *restrict from = way->weight + position * way->slab;
+            for (int64_t j = 0; j < way->slab; j++) sums[j] += value * from[j];
+            continue;
+        }
+        const int32_t place = position / source_lanes, channel = position % source_lanes;
+        for (const Patch *patch = way->patches + way->begin[place]; patch < way->patches + way->begin[place + 1]; patch++)
+            for (int32_t r = 0; r < patch->rows; r++) {
+                int64_t *restrict to = sums + patch->to + r * way->row_to;
+                if (way->form == DIAGONAL) {
+                    for (int32_t j = 0; j < patch->length; j++) to[(int64_t)j * target_lanes + channel] += value * way->weight[channel];
+                    continue;
+                }
+                const int32_t *restrict from = way->weight + channel * way->slab + patch->from + r * way->row_from;
+                for (int64_t j = 0; j < (int64_t)patch->length * target_lanes; j++) to[j] += value * from[j];
+            }
+    }
+}
+
+/* ---- products: every source neuron counts, spike or not ---- */
+
+#if SET == 3
+#define DOT(sum, values, weights) _mm512_dpbusd_epi32(sum, values, weights)
+#elif SET == 2
+#define DOT(sum, values, weights) _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(values, weights), _mm512_set1_epi16(1)))
+#endif
+
+#if SET >= 2
+/* `places` windows times `vectors` vectors of 16 lanes. */
+#define PRODUCT(PLACES, VECTORS)                                                                                                            \
+    TARGET static void NAME(product_##PLACES##_##VECTORS)(const DenseClass *c, int32_t quads, const uint8_t *image, const int8_t *weight,   \
+                                                          int64_t first, int64_t lane, int32_t *sums) {                                     \
+        __m512i sum[PLACES][VECTORS];                                                                                                       \
+        const uint8_t *window[PLACES];                                                                                                      \
+        _Pragma("GCC unroll 8") for (int m = 0; m < PLACES; m++) {                                                                          \
+            window[m] = image + c->base[first + m];                                                                                         \
+            _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) sum[m][v] = _mm512_loadu_si512(c->start + lane + 16 * v);             \
+        }                                                                                                                                   \
+        for (int32_t t = 0; t < c->taps; t++) {                                                                                             \
+            const int32_t tap = c->tap[t];                                                                                                  \
+            for (int32_t q = 0; q < quads; q++, weight += 64 * VECTORS) {                                                                   \
+                __m512i row[VECTORS];                                                                                                       \
+                _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) row[v] = _mm512_loadu_si512(weight + 64 * v);                     \
+                _Pragma("GCC unroll 8") for (int m = 0; m < PLACES; m++) {                                                                  \
+                    int32_t four;                                                                                                           \
+                    memcpy(&four, window[m] + tap + 4 * q, 4);                                                                              \
+                    const __m512i values = _mm512_set1_epi32(four);                                                                         \
+                    _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) sum[m][v] = DOT(sum[m][v], values, row[v]);                   \
+                }                                                                                                                           \
+            }                                                                                                                               \
+        }                                                                                                                                   \
+        _Pragma("GCC unroll 8") for (int m = 0; m < PLACES; m++)                                                                            \
+            _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++)                                                                       \
+                _mm512_storeu_si512(sums + c->target[first + m] + lane + 16 * v, sum[m][v]);                                                \
+    }
+#define PRODUCTS(PLACES) PRODUCT(PLACES, 4) PRODUCT(PLACES, 2)
+PRODUCTS(1) PRODUCTS(2) PRODUCTS(3) PRODUCTS(4) PRODUCTS(5) PRODUCTS(6)
+#undef PRODUCTS
+#undef PRODUCT
+typedef void NAME(Product)(const DenseClass *, int32_t, const uint8_t *, const int8_t *, int64_t, int64_t, int32_t *);
+static NAME(Product) *const NAME(products)[2][6] = {
+    {NAME(product_1_4), NAME(product_2_4), NAME(product_3_4), NAME(product_4_4), NAME(product_5_4), NAME(product_6_4)},
+    {NAME(product_1_2), NAME(product_2_2), NAME(product_3_2), NAME(product_4_2), NAME(product_5_2), NAME(product_6_2)},
+};
+
+TARGET static void NAME(products_of)(const DenseClass *c, int32_t quads, int32_t lanes, const uint8_t *image, int32_t *sums) {
+    const int8_t *weight = c->weight;
+    for (int64_t lane = 0; lane < lanes;) {
+        const int32_t vectors = lanes - lane >= 64 ? 4 : 2;
+        for (int64_t first = 0; first < c->targets; first += ABREAST) {
+            const int64_t places = c->targets - first < ABREAST ? c->targets - first : ABREAST;
+            NAME(products)[vectors == 2][places - 1](c, quads, image, weight, first, lane, sums);
+        }
+        weight += (int64_t)64 * vectors * quads * c->taps;
+        lane += 16 * vectors;
+    }
+}
+#elif SET == 1
+/* Eight lanes at a time; values up to 2, so that no pair of products leaves 16 bits. */
+TARGET static void NAME(products_of)(const DenseClass *c, int32_t quads, int32_t lanes, const uint8_t *image, int32_t *sums) {
+    const int8_t *packed = c->weight;
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int64_t lane = 0; lane < lanes;) {
+        const int32_t vectors = lanes - lane >= 64 ? 4 : 2;
+        for (int64_t m = 0; m < c->targets; m++)
+            for (int32_t half = 0; half < 2 * vectors; half += 4) {
+                __m256i sum[4];
+                _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) sum[v] = _mm256_loadu_si256((const __m256i *)(c->start + lane + 8 * (half + v)));
+                for (int32_t t = 0; t < c->taps; t++) {
+                    const uint8_t *window = image + c->base[m] + c->tap[t];
+                    const int8_t *weight = packed + (int64_t)64 * vectors * quads * t + 32 * half;
+                    for (int32_t q = 0; q < quads; q++, weight += 64 * vectors) {
+                        int32_t four;
+                        memcpy(&four, window + 4 * q, 4);
+                        const __m256i values = _mm256_set1_epi32(four);
+                        _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) sum[v] = _mm256_add_epi32(
+                            sum[v], _mm256_madd_epi16(_mm256_maddubs_epi16(values, _mm256_loadu_si256((const __m256i *)(weight + 32 * v))), ones));
+                    }
+                }
+                _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) _mm256_storeu_si256((__m256i *)(sums + c->target[m] + lane + 8 * (half + v)), sum[v]);
+            }
+        packed += (int64_t)64 * vectors * quads * c->taps;
+        lane += 16 * vectors;
+    }
+}
+#else
+TARGET static void NAME(products_of)(const DenseClass *c, int32_t quads, int32_t lanes, const uint8_t *image, int32_t *sums) {
+    const int8_t *weight = c->weight;
+    for (int64_t lane = 0; lane < lanes;) {
+        const int32_t made = lanes - lane >= 64 ? 64 : 32;
+        for (int64_t m = 0; m < c->targets; m++) {
+            int32_t *restrict sum = sums + c->target[m] + lane;
+            const int8_t *restrict row = weight;
+            memcpy(sum, c->start + lane, (size_t)made * sizeof *sum);
+            for (int32_t t = 0; t < c->taps; t++)
+                for (int32_t q = 0; q < quads; q++, row += 4 * made) {
+                    const uint8_t *four = image + c->base[m] + c->tap[t] + 4 * q;
+                    if (!(four[0] | four[1] | four[2] | four[3])) continue;
+                    for (int32_t j = 0; j < made; j++)
+                        sum[j] += four[0] * row[4 * j] + four[1] * row[4 * j + 1] + four[2] * row[4 * j + 2] + four[3] * row[4 * j + 3];
+                }
+        }
+        weight += (int64_t)4 * made * quads * c->taps;
+        lane += made;
+    }
+}
+#endif
+#undef DOT
+
+TARGET static void NAME(mark)(const SynapsePlan *way, int32_t lanes, const List *list, const uint8_t *mask, int32_t sign, uint8_t *image) {
+    const int32_t *position = list->position;
+    for (int64_t k = 0; k < list->length; k++) {
+        const int32_t place = position[k] / lanes;
+        image[way->image_place[place] + position[k] - place * lanes] = (uint8_t)(way->background + sign * (mask ? mask[position[k]] : 1));
+    }
+}
+
+TARGET APART static void NAME(add_products)(const SynapsePlan *way, const PopulationPlan *source, const Emission *emission, const uint8_t *mask, Arrival *arrival) {
+    memset(arrival->image, way->background, (size_t)way->image_size);
+    NAME(mark)(way, source->lanes, &emission->plus, mask, 1, arrival->image);
+    NAME(mark)(way, source->lanes, &emission->minus, mask, -1, arrival->image);
+    for (int32_t c = 0; c < way->dense_classes; c++) NAME(products_of)(way->dense + c, way->quads, way->lanes, arrival->image, arrival->sums32);
+}
+
+/* What a source emitted arrives at its target. */
+TARGET static void NAME(deliver)(const PhasePlan *phase, int32_t index, const Emission *emission, int64_t sample, Work *work) {
+    const SynapsePlan *way = phase->synapses + index;
+    const PopulationPlan *source = phase->populations + way->source, *target = phase->populations + way->target;
+    Arrival *arrival = work->arrivals + index;
+    const uint8_t *mask = way->mask ? way->mask + sample * source->size : NULL;
+    const int64_t events = emission->plus.length + emission->minus.length;
+    if (arrival->pending) NAME(settle)(target, work->states + way->target, way, arrival);
+    if (!events) return;
+    arrival->pending = way->wide ? 64 : 32;
+    if (way->wide) {
+        if (arrival->steady) return;
+        memset(arrival->sums64, 0, (size_t)target->size * sizeof(int64_t));
+        NAME(add_values)(way, source->lanes, target->lanes, &emission->plus, emission->values, 1, mask, arrival->sums64);
+        NAME(add_values)(way, source->lanes, target->lanes, &emission->minus, emission->values, -1, mask, arrival->sums64);
+        arrival->steady = way->still;
+        return;
+    }
+    if (way->dense_classes && events >= way->dense_from) {
+        NAME(add_products)(way, source, emission, mask, arrival);
+        arrival->by_product++;
+        return;
+    }
+    memset(arrival->sums32, 0, (size_t)target->size * sizeof(int32_t));
+    for (int minus = 0; minus < 2; minus++) {
+        const List *list = minus ? &emission->minus : &emission->plus;
+        if (mask && list->length) list = masked(list, mask, source->places, work);
+        if (list->length) NAME(add_events)(way, source, list, minus, work, arrival->sums32);
+    }
+    arrival->by_event++;
+}
+
+/* ---- model steps ---- */
+
+#define TOTAL int32_t
+#define STEP(x) NAME(x##32)
+#define WAITING waiting32
+#include "core_step.h"
+#undef TOTAL
+#undef STEP
+#undef WAITING
+#define TOTAL int64_t
+#define STEP(x) NAME(x##64)
+#define WAITING waiting64
+#include "core_step.h"
+#undef TOTAL
+#undef STEP
+#undef WAITING
+
+#if SET >= 2
+/* Couples without leak whose sums fit 32 bits, everything in one pass. */
+TARGET APART static void NAME(fire_fast)(const PopulationPlan *plan, State *state, const Inflow *in, int32_t n_in, Emission *emission) {
+    const __m512i limit = _mm512_set1_epi32(LIMIT), below = _mm512_set1_epi32(-LIMIT), threshold = _mm512_set1_epi32(plan->threshold),
+                  opposite = _mm512_set1_epi32(-plan->threshold), reset = _mm512_set1_epi32(plan->reset);
+    const __m512i order = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m128i one = _mm_set1_epi8(1);
+    const int both = plan->kind == BOTH;
+    int32_t *list = emission->plus.position, *list_minus = emission->minus.position;
+    int32_t plus = 0, minus = 0;
+    for (int64_t place = 0, i = 0; place < plan->places; place++) {
+        emission->plus.begin[place] = plus;
+        if (both) emission->minus.begin[place] = minus;
+        for (const int64_t end = i + plan->lanes; i < end; i += 16) {
+            __m512i total = _mm512_add_epi32(_mm512_load_si512(state->potential + i), _mm512_load_si512(state->constant + i));
+            for (int32_t k = 0; k < n_in; k++)
+                total = _mm512_add_epi32(total, _mm512_sll_epi32(_mm512_load_si512(in[k].sums + i), _mm_cvtsi32_si128(in[k].exponent)));
+#ifndef FAULT_NO_SATURATION
+            const __mmask16 outside = _mm512_cmpgt_epi32_mask(total, limit) | _mm512_cmplt_epi32_mask(total, below);
+            if (outside) {
+                const __m512i counted = _mm512_load_si512(state->saturations + i);
+                _mm512_store_si512(state->saturations + i, _mm512_mask_add_epi32(counted, outside, counted, _mm512_set1_epi32(1)));
+                total = _mm512_max_epi32(_mm512_min_epi32(total, limit), below);
+                state->saturated = 1;
+            }
+#endif
+            const __mmask16 fired = _mm512_cmpge_epi32_mask(total, threshold);
+            const __m512i position = _mm512_add_epi32(order, _mm512_set1_epi32((int32_t)i));
+            __m128i counts = _mm_load_si128((const __m128i *)(state->counts8 + i));
+            total = _mm512_mask_sub_epi32(total, fired, total, reset);
+            counts = _mm_mask_add_epi8(counts, fired, counts, one);
+            _mm512_storeu_si512(list + plus, _mm512_maskz_compress_epi32(fired, position));
+            plus += __builtin_popcount(fired);
+            if (both) {
+                const __mmask16 back = _mm512_cmple_epi32_mask(total, opposite) & (__mmask16)~fired;
+                const __m128i active = _mm_load_si128((const __m128i *)(state->activity8 + i));
+                total = _mm512_mask_add_epi32(total, back, total, reset);
+                counts = _mm_mask_sub_epi8(counts, back, counts, one);
+                _mm_store_si128((__m128i *)(state->activity8 + i), _mm_mask_add_epi8(active, fired | back, active, one));
+                _mm512_storeu_si512(list_minus + minus, _mm512_maskz_compress_epi32(back, position));
+                minus += __builtin_popcount(back);
+            }
+            _mm_store_si128((__m128i *)(state->counts8 + i), counts);
+            _mm512_store_si512(state->potential + i, total);
+        }
+    }
+    emission->plus.begin[plan->places] = plus;
+    if (both) emission->minus.begin[plan->places] = minus;
+    emission->plus.length = plus;
+    emission->minus.length = minus;
+}
+#endif
+
+/* A population's model step: everything that has arrived, its own currents, spikes. */
+TARGET static void NAME(advance)(const PhasePlan *phase, int32_t p, int64_t step, int64_t sample, Work *work) {
+    const PopulationPlan *plan = phase->populations + p;
+    State *state = work->states + p;
+    Emission *emission = plan->kind == READOUT ? NULL : state->ring + step % plan->slots;
+    Inflow in[ABREAST + 1];
+    int32_t n_in = 0;
+    for (int32_t b = 0; b < plan->biases; b++)
+        if (plan->bias_start[b] == step) {
+            const int32_t *restrict bias = plan->bias + b * plan->size;
+            int32_t *restrict constant = state->constant;
+            for (int64_t i = 0; i < plan->size; i++) constant[i] += bias[i];
+        }
+    for (int32_t s = plan->first_in; s < plan->last_in; s++) {
+        Arrival *arrival = work->arrivals + s;
+        const SynapsePlan *way = phase->synapses + s;
+        if (!arrival->pending) continue;
+        if (arrival->pending == 64 || n_in == ABREAST) {
+            NAME(settle)(plan, state, way, arrival);
+            continue;
+        }
+        in[n_in].sums = arrival->sums32;
+        in[n_in++].exponent = way->exponent;
+        arrival->pending = 0;
+    }
+    if (state->waits && state->waiting32) {
+        in[n_in].sums = state->waiting32;
+        in[n_in++].exponent = 0;
+    }
+#if SET >= 2
+    if (!plan->wide && plan->keep == 4096 && (plan->kind == PLUS || plan->kind == BOTH)) NAME(fire_fast)(plan, state, in, n_in, emission);
+    else
+#endif
+    if (plan->wide) NAME(fire64)(plan, state, in, n_in, emission);
+    else NAME(fire32)(plan, state, in, n_in, emission);
+    if (state->waits && plan->wide) memset(state->waiting64, 0, (size_t)plan->size * sizeof *state->waiting64);
+    else if (state->waits) memset(state->waiting32, 0, (size_t)plan->size * sizeof *state->waiting32);
+    state->waits = 0;
+    if (emission) emission->step = step;
+    if (plan->traces) weigh(plan, state, emission);
+    if ((step + 1) % COUNTED == 0) {
+        carry(state->counts8, state->counts, plan->size);
+        if (state->activity) carry(state->activity8, state->activity, plan->size);
+    }
+    if (plan->history_potentials) write_history(phase, plan, state, emission, step, sample);
+}
+
+/* The currents that the host computes, into what populations take in at every step. */
+TARGET static void NAME(inject)(const PhasePlan *phase, int64_t sample, Work *work) {
+    for (int32_t h = 0; h < phase->n_hosts; h++) {
+        const HostPlan *host = phase->hosts + h;
+        const PopulationPlan *target = phase->populations + host->way.target;
+        const int64_t size = target->size, sources = (int64_t)host->channels * host->places;
+        const int64_t half = host->shift ? (int64_t)1 << (host->shift - 1) : 0;
+        int64_t *restrict total = work->host;
+        int32_t *restrict constant = work->states[host->way.target].constant;
+        list_values(&work->encoded, host->values + sample * sources, 1, host->channels, host->places, host->channels);
+        if (host->bias) memcpy(total, host->bias, (size_t)size * sizeof *total);
+        else memset(total, 0, (size_t)size * sizeof *total);
+        NAME(add_values)(&host->way, host->channels, target->lanes, &work->encoded.plus, work->encoded.values, 1, NULL, total);
+        for (int64_t i = 0; i < size; i++) {
+            int64_t mantissa = (total[i] + half) >> host->shift;
+            mantissa = mantissa > 4095 ? 4095 : mantissa < -4096 ? -4096 : mantissa;
+            constant[i] += (int32_t)(mantissa * ((int64_t)1 << host->exponent));
+        }
+    }
+}
+
+TARGET static int32_t NAME(run)(const PhasePlan *phase, int64_t first, int64_t last) {
+    Work work;
+    if (!prepare(&work, phase)) {
+        release(&work);
+        return 1;
+    }
+    for (int64_t sample = first; sample < last; sample++) {
+        for (int32_t p = 0; p < phase->n_populations; p++) begin_sample(phase->populations + p, work.states + p, sample);
+        for (int32_t s = 0; s < phase->n_synapses; s++) work.arrivals[s].pending = work.arrivals[s].steady = 0;
+        NAME(inject)(phase, sample, &work);
+        for (int64_t tick = 0; tick < phase->ticks; tick++)
+            for (int32_t p = 0; p < phase->n_populations; p++) {
+                const PopulationPlan *plan = phase->populations + p;
+                const int64_t step = step_at(phase, plan, tick);
+                if (plan->kind == INPUT) {
+                    if (step >= 0) emit(plan, work.states + p, step, sample);
+                    continue;
+                }
+                for (int32_t s = plan->first_in; s < plan->last_in; s++) {
+                    const SynapsePlan *way = phase->synapses + s;
+                    const PopulationPlan *source = phase->populations + way->source;
+                    const int64_t sent = step_at(phase, source, tick - way->delay);
+                    if (sent < 0) continue;
+                    const Emission *emission = work.states[way->source].ring + sent % source->slots;
+                    if (emission->step == sent) NAME(deliver)(phase, s, emission, sample, &work);
+                }
+                if (step >= 0) NAME(advance)(phase, p, step, sample, &work);
+            }
+        for (int32_t p = 0; p < phase->n_populations; p++)
+            if (phase->populations[p].kind != INPUT) write_results(phase->populations + p, work.states + p, sample);
+    }
+    for (int32_t s = 0; s < phase->n_synapses; s++) tally(phase->synapses + s, work.arrivals + s);
+    release(&work);
+    return 0;
+}
