@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import workloads
 
-from toolchain import codec, data, models, native
+from toolchain import codec, data, models
 from toolchain.compiler import forward_only, lowered
 from toolchain.errors import UsageError
+from toolchain.native import phases
 from toolchain.passes import LOIHI_PIPELINE
 from toolchain.source import find
 from toolchain.target import Executable
@@ -39,9 +40,12 @@ def cpu_seconds(run: Executable, images: np.ndarray) -> float:
     return time.process_time() - began
 
 
-def linear() -> dict[str, Any]:
+def linear() -> dict[str, Any] | str:
     """W2: the event path's time over its synaptic operations at several densities, with the line through them, and the time of a sample over the batch."""
-    target = replace(SIM, device="cpu") if native.missing() else replace(SIM, device="cpu", currents="events")
+    if phases.missing() is not None:
+        print(f"\nthe event path: {phases.missing()}")
+        return str(phases.missing())
+    target = replace(SIM, device="cpu", kernel="native", currents="events")
     works = [workloads.random("W2", density, within=density / 2) for density in DENSITIES]
     steps = works[0].exact.phase("forward").time_steps
     runs = [target.compile(work.exact) for work in works]
@@ -55,7 +59,7 @@ def linear() -> dict[str, Any]:
     seconds = np.array([median(one) for one in times])
     slope, fixed = np.polyfit(operations, seconds, 1)
     off = float(np.abs(seconds - slope * operations - fixed).max() / seconds.max())
-    print(f"\nW2, {'sim' if native.missing() else 'sim, events'}: time a step and sample over spikes\n")
+    print("\nW2, sim, events: time a step and sample over spikes\n")
     for work, result, ops, took in zip(works, results, operations, seconds, strict=True):
         spikes = sum(float(c.sum()) for c in result.counts.values()) / samples / steps
         print(

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -249,6 +251,54 @@ class Work:
         _, counts = self.run(peer)(self.images[:samples], self.currents[:samples], True)
         np.savez(to, **{str(place): total.contiguous().numpy() for place, total in enumerate(counts) if total is not None})
         return {"samples": samples}
+
+
+class Peers:
+    """This file as a process in the environment in `folder`, as the benchmark sees it; `missing` says why there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names: list[str] = []
+        self.versions: dict[str, str] = {}
+        self.missing: str | None = f"not installed: make peers ({folder} is not there)"
+        self._process: subprocess.Popen[str] | None = None
+        python = folder / "bin" / "python"
+        if not python.exists():
+            return
+        command = [str(python), "-W", "ignore", str(Path(__file__).resolve())]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        hello = self._answer()
+        self.missing, self.names, self.versions = None, hello["peers"], hello["versions"]
+
+    def ask(self, what: str, **request: Any) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        print(json.dumps({"do": what, "with": request}), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(
+                f"the process of the peers ended with {self._process.wait()}: run `make peers` again, or try benchmarks/peers.py in its environment"
+            )
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def seconds(self, peer: str, batch: int, calls: int) -> float:
+        """CPU seconds of so many runs; RuntimeError where the peer cannot run."""
+        answer = self.ask("time", peer=peer, batch=batch, calls=calls)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return float(answer["seconds"])
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.communicate()
 
 
 def installed(name: str) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,11 +30,13 @@ import costs
 import numpy as np
 import torch
 import workloads
+from peers import Peers
 from workloads import Workload
 
-from toolchain import native
+from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph
-from toolchain.target import Executable, Result, Target
+from toolchain.native import phases
+from toolchain.target import Executable, Result
 from toolchain.targets.reference import REFERENCE
 from toolchain.targets.sim import SIM, Sim
 from toolchain.versions import versions
@@ -63,12 +64,27 @@ class Row:
     ours: bool = False
 
 
-def forms() -> dict[str, Sim]:
-    """The forms of `sim` that are timed in exact timing, the default one first."""
-    if native.missing():
-        return {"sim": replace(SIM, device="cpu")}
-    made = {"sim": {}, "sim, events": {"currents": "events"}, "sim, dense": {"currents": "dense"}, "sim, torch path": {"kernel": "torch"}}
-    return {name: replace(SIM, device="cpu", **options) for name, options in made.items()}
+Form = tuple[Sim, Graph]
+
+CPU = replace(SIM, device="cpu")
+FORMS = {
+    "sim": CPU,
+    "sim, events": replace(CPU, kernel="native", currents="events"),
+    "sim, dense": replace(CPU, kernel="native", currents="dense"),
+    "sim, torch path": replace(CPU, kernel="torch"),
+}
+"""What is timed in exact timing; the first is what a person gets."""
+
+
+def compiled(forms: dict[str, Form]) -> tuple[dict[str, Executable], dict[str, str]]:
+    """Executables by name, and why there is none of others."""
+    runs, reasons = {}, {}
+    for name, (target, graph) in forms.items():
+        try:
+            runs[name] = target.compile(graph)
+        except UsageError as error:
+            reasons[name] = str(error)
+    return runs, reasons
 
 
 def our_row(name: str, run: Executable, images: Array) -> Row:
@@ -80,58 +96,6 @@ def our_row(name: str, run: Executable, images: Array) -> Row:
         return time.process_time() - began
 
     return Row(name, seconds, ours=True)
-
-
-class Peers:
-    """The process of `peers.py` in its own environment; `missing` says why there is none."""
-
-    def __init__(self, folder: Path) -> None:
-        self.names: list[str] = []
-        self.versions: dict[str, str] = {}
-        self.missing: str | None = f"not installed: make peers ({folder} is not there)"
-        self._process: subprocess.Popen[str] | None = None
-        python = folder / "bin" / "python"
-        if not python.exists():
-            return
-        command = [str(python), "-W", "ignore", str(Path(__file__).with_name("peers.py"))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
-        hello = self._answer()
-        self.missing, self.names, self.versions = None, hello["peers"], hello["versions"]
-
-    def ask(self, what: str, **request: Any) -> dict[str, Any]:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        print(json.dumps({"do": what, "with": request}), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(
-                f"the process of the peers ended with {self._process.wait()}: run `make peers` again, or try benchmarks/peers.py in its environment"
-            )
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def row(self, name: str) -> Row:
-        def seconds(batch: int, calls: int) -> float:
-            answer = self.ask("time", peer=name, batch=batch, calls=calls)
-            if "error" in answer:
-                raise RuntimeError(answer["error"])
-            return float(answer["seconds"])
-
-        return Row(name, seconds)
-
-    def close(self) -> None:
-        if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait()
 
 
 def measured(rows: Sequence[Row], batch: int, rounds: int, least: float) -> dict[str, float | str]:
@@ -167,17 +131,19 @@ def differences(a: Result, b: Result) -> dict[str, int]:
     return found
 
 
-def compared(graph: Graph, targets: dict[str, Target], images: Array) -> dict[str, dict[str, int]]:
-    """Each target beside `reference` on the same images."""
-    with replace(REFERENCE, trace=True).compile(graph) as run:
-        expected = run.run(images)
+def compared(forms: dict[str, Form], images: Array) -> dict[str, dict[str, int]]:
+    """Each form beside `reference` on the same images, with and without what it keeps of every step."""
+    expected: dict[int, Result] = {}
     found = {}
-    for name, target in targets.items():
-        with replace(target, trace=True).compile(graph) as traced, target.compile(graph) as plain:  # type: ignore[type-var]  # a target is a dataclass
-            traced_result, plain_result = traced.run(images), plain.run(images)
-        found[name] = differences(traced_result, expected)
-        for field, number in differences(plain_result, expected).items():
-            found[name][field] += number
+    for name, (target, graph) in forms.items():
+        if id(graph) not in expected:
+            with replace(REFERENCE, trace=True).compile(graph) as run:
+                expected[id(graph)] = run.run(images)
+        with replace(target, trace=True).compile(graph) as run:
+            found[name] = differences(run.run(images), expected[id(graph)])
+        with target.compile(graph) as run:
+            for field, number in differences(run.run(images), expected[id(graph)]).items():
+                found[name][field] += number
     return found
 
 
@@ -200,10 +166,10 @@ def speed_table(work: Workload, peers: Peers, asked: argparse.Namespace) -> dict
     """One workload: exactness, then the speed of every row at every batch."""
     batches = [int(size) for size in asked.batches.split(",")]
     images = work.images[: max(64, *batches)]
-    few, ours = images[: COMPARED[work.name]], forms()
-    exactness = compared(work.exact, ours, few)
-    exactness |= compared(work.pipelined, {"sim, pipelined": ours["sim"]}, few)
-    runs = {name: target.compile(work.exact) for name, target in ours.items()} | {"sim, pipelined": ours["sim"].compile(work.pipelined)}
+    few = images[: COMPARED[work.name]]
+    forms: dict[str, Form] = {name: (target, work.exact) for name, target in FORMS.items()} | {"sim, pipelined": (CPU, work.pipelined)}
+    runs, reasons = compiled(forms)
+    exactness = compared({name: forms[name] for name in runs}, few)
     whole = runs["sim"].run(images[:64])
     rows = [our_row(name, run, images) for name, run in runs.items()]
     counts: dict[str, dict[str, int] | str] = {}
@@ -212,7 +178,7 @@ def speed_table(work: Workload, peers: Peers, asked: argparse.Namespace) -> dict
             workloads.write(work, Path(folder, "workload.npz"), len(images))
             peers.ask("load", path=str(Path(folder, "workload.npz")))
             counts = counted(work, peers, whole, COUNTED[work.name], Path(folder))
-            rows += [peers.row(name) for name in peers.names]
+            rows += [Row(name, partial(peers.seconds, name)) for name in peers.names]
         speeds = {batch: measured(rows, batch, asked.rounds, asked.seconds) for batch in batches}
     for run in runs.values():
         run.close()
@@ -225,6 +191,7 @@ def speed_table(work: Workload, peers: Peers, asked: argparse.Namespace) -> dict
         "densities": work.densities(whole),
         "compared_samples": len(few),
         "differences": exactness,
+        "not_run": reasons,
         "peer_differences": counts if peers.missing is None else peers.missing,
         "samples_per_second": {str(batch): found for batch, found in speeds.items()},
     }
@@ -238,9 +205,11 @@ def print_speeds(made: dict[str, Any], speeds: dict[int, dict[str, float | str]]
     head = ["simulator", *(f"batch {batch}" for batch in speeds), "differences"]
     names = list(next(iter(speeds.values())))
     cells = [[name, *(cell(found, name) for found in speeds.values()), exact_cell(made, name)] for name in names]
-    if peers.missing is not None:
-        cells.append(["SpikingJelly, snnTorch, plain torch", *[peers.missing] * len(speeds), ""])
+    reasons = made["not_run"] | ({"SpikingJelly, snnTorch, plain torch": peers.missing} if peers.missing else {})
+    cells += [[name, *["not run"] * len(speeds), ""] for name in reasons]
     print(markdown(head, cells))
+    for name, reason in reasons.items():
+        print(f"\n{name}: {reason}")
     goals = []
     for batch, found in speeds.items():
         if isinstance(found["sim"], float) and isinstance(found.get(PEER), float):
@@ -298,7 +267,7 @@ def options() -> argparse.Namespace:
 
 def machine() -> dict[str, Any]:
     found = {"cpus": os.cpu_count(), "threads": torch.get_num_threads()}
-    return found | {"instructions": native.missing() or native.INSTRUCTION_SETS[native.widest()]}
+    return found | {"instructions": phases.missing() or phases.INSTRUCTION_SETS[phases.widest()]}
 
 
 def said(values: dict[str, Any]) -> str:
