@@ -17,7 +17,7 @@ from toolchain.layers import FeedbackSNN, Frobenius, Limited, Neuron, Scale, Tra
 from toolchain.layers.connections import prepare
 from toolchain.layers.maps import ChainMap, ScaleMap
 from toolchain.layers.stepping import Current, Neurons, Stage, chosen
-from toolchain.methods import spide
+from toolchain.methods import get, spide
 from toolchain.native.steps import State, Steps, Way
 
 needs_kernel = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -273,11 +273,42 @@ def test_auto_takes_torch_where_the_kernel_cannot() -> None:
 
 
 def test_without_a_library_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "missing", lambda: "the native kernel is not built")
+    monkeypatch.setattr(native, "missing", lambda: "the native kernel is not built: install a compiler")
     model = convolutions()
     assert model.equilibrium(images((2, 2, 7, 7))).counts[0].any()
-    with pytest.raises(UsageError, match="not built"):
+    get("spide", 100.0).fits(model)
+    with pytest.raises(UsageError) as refused:
         model.equilibrium(images((2, 2, 7, 7)), kernel="native")
+    assert str(refused.value) == "the native kernel is not built: install a compiler, or leave kernel at 'auto'"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "module", "said"),
+    [
+        ("fast", nn.Conv2d(4, 4, 3, 1, 1, bias=False), "unknown kernel 'fast': choose one of auto, native, torch"),
+        ("native", nn.Conv2d(4, 4, 3, 1, 1, groups=2, bias=False), "it has no convolution with groups"),
+    ],
+)
+def test_spide_refuses_a_kernel_that_cannot_run_before_it_trains(kernel: str, module: nn.Module, said: str) -> None:
+    model = FeedbackSNN(
+        name="looped", input_shape=(1, 5, 5), input=nn.Conv2d(1, 4, 3, 1, 1), feedback=[(0, 0, module)], readout=nn.Linear(100, 2)
+    )
+    with pytest.raises(UsageError, match=said):
+        get("spide", 100.0, {"kernel": kernel}).fits(model)
+    get("spide", 100.0, {"kernel": "torch"}).fits(model)
+
+
+@needs_kernel
+def test_the_switch_leaves_the_same_gradients_whatever_steps_the_stages() -> None:
+    """Weights that round nowhere, so that every spike is the same; SPIDE's gradients then are, bit for bit, in the native kernel and in torch."""
+    model, x = convolutions(dropout=0.5), images((6, 2, 7, 7))
+    found = []
+    for kernel in ("native", "torch", "auto"):
+        get("spide", 100.0, {"kernel": kernel}).gradients(model, x, torch.arange(6) % 4, torch.Generator().manual_seed(2))
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert gradient.any()
+        assert all(torch.equal(gradient, other[name]) for other in found[1:])
 
 
 def test_parts_that_contradict_each_other_never_reach_the_kernel() -> None:

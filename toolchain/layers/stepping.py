@@ -74,19 +74,21 @@ def chosen(kernel: str, maps: Sequence[Map], like: Tensor) -> bool:
     obstacle = _obstacle(maps, like)
     if obstacle is None or kernel == "auto":
         return obstacle is None
-    raise UsageError(f"the native kernel cannot run this network: {obstacle}; or leave kernel at 'auto'")
+    raise UsageError(f"{obstacle}, or leave kernel at 'auto'")
 
 
 def _obstacle(maps: Sequence[Map], like: Tensor) -> str | None:
+    """Why the native kernel cannot run these maps here, and the way out; None where it can."""
+    cannot = "the native kernel cannot run this network: "
     if like.device.type != "cpu":
-        return f"it runs on the CPU and the network is on {like.device.type}: move it"
+        return f"{cannot}it runs on the CPU and the network is on {like.device.type}: move it"
     if like.dtype not in (torch.float32, torch.float64):
-        return f"it has {like.dtype}, not float32 or float64: convert it"
+        return f"{cannot}it has {like.dtype}, not float32 or float64: convert it"
     for step in maps:
         if type(step) not in LINKS:
-            return f"it has no {type(step).__name__}: make each part a layer of its own"
+            return f"{cannot}it has no {type(step).__name__}: make each part a layer of its own"
         if isinstance(step, (ConvMap, ConvTransposeMap)) and not _square(step):
-            return "it has no convolution with groups, dilation, or another kernel, stride or padding for height than for width: use torch"
+            return f"{cannot}it has no convolution with groups, dilation, or another kernel, stride or padding for height than for width: use torch"
     return native.missing()
 
 
