@@ -1,11 +1,12 @@
 """Samples per second of SPIDE's training on ConvNet-F: ours beside the equations written plainly in PyTorch, in the same run.
 
-python benchmarks/spide_training.py [--batches 128,16,1] [--steps 150] [--threads 1] [--data-dir DIR]
+python benchmarks/spide_training.py [--weights trained initial] [--batches 128 64 16] [--threads 1] [--data-dir DIR]
 
 The network is SPIDE's for MNIST, 64C5s-64C5s-64C5 with a transposed convolution back, T 30, T_B 100, scale factor 100, dropout 0.2. Every row times
-whole training passes (both stages and all gradients) on the same images, factors and weights: the initial ones, and those after a short real training,
-whose spike densities are what training meets. Before anything is timed, gradients and spikes are compared: float64 must agree to 1e-12; float32 sums
-in another order, so that a potential within rounding of its threshold may fire one step earlier or later, and the benchmark says how many did.
+whole training passes (both stages and all gradients) on the same images, factors and weights, those that come with the package or the initial ones; passes of
+all kinds take turns, so that whatever else the machine does slows all alike. Before anything is timed, gradients and spikes are compared: float64 must
+agree to 1e-12; float32 sums in another order, so that a potential within rounding of its threshold may fire one step earlier or later, and the benchmark
+says how many did.
 The last line is the table as JSON.
 """
 
@@ -16,8 +17,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -27,14 +29,19 @@ from torch.nn import functional
 from toolchain import data, models, native
 from toolchain.errors import UsageError
 from toolchain.layers import FeedbackSNN
-from toolchain.methods import get, spide
+from toolchain.layers.stepping import Kernel
+from toolchain.methods import spide
 from toolchain.notation import table
 from toolchain.versions import versions
 
 NETWORK = models.get("convnet-f")
 
-SECONDS = 4.0
+WEIGHTS = {"trained": lambda: models.load(NETWORK.name), "initial": NETWORK.build}
+
+SECONDS = 12.0
 """About how long each row is measured."""
+
+LEAST_PASSES = 5
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def plainly(model: FeedbackSNN, images: Tensor, labels: Tensor, dropout: dict[st
     return Found([c0, c1, c2], [a0 / amount_back, a1 / amount_back, a2 / amount_back], found)
 
 
-def ours(model: FeedbackSNN, images: Tensor, labels: Tensor, dropout: dict[str, Tensor], kernel: spide.Kernel) -> Found:
+def ours(model: FeedbackSNN, images: Tensor, labels: Tensor, dropout: dict[str, Tensor], kernel: Kernel) -> Found:
     done = spide.run(model, images, labels, model.scale_factor, dropout=dropout, kernel=kernel)
     return Found(list(done.forward.equilibrium.counts), list(done.feedback.activity), done.gradients)
 
@@ -125,53 +132,40 @@ def gap(a: Found, b: Found) -> tuple[float, int, int]:
     return max(shares), differ[0], differ[1]
 
 
-def speed(work: Callable[[], object], samples: int) -> float:
-    """Samples per second of process CPU time: the median of runs for about SECONDS, after one warm-up."""
-    work()
-    times: list[float] = []
-    began = time.perf_counter()
-    while time.perf_counter() - began < SECONDS or len(times) < 3:
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return samples / median(times)
-
-
-def trained(images: Tensor, labels: Tensor, steps: int) -> FeedbackSNN:
-    """The network after `steps` batches of 128 by our SPIDE, learning rate 0.05."""
-    model, method = NETWORK.build(), get("spide", 100.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.05 * min(1.0, (step + 1) / 40)
-        chosen = torch.randint(len(images), (128,), generator=generator)
-        batch = method.gradients(model, images[chosen], labels[chosen], generator)
-        optimizer.step()
-    print(f"trained for {steps} batches: {100 * batch.correct:.0f} % of the last batch right, with dropout")
-    return model
+def speeds(works: Mapping[str, Callable[[], object]], samples: int) -> dict[str, float]:
+    """Samples per second of process CPU time: the medians of passes in turn for about SECONDS, after a warm-up each."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    began, passes = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS or passes < LEAST_PASSES + 1:
+        for name, work in works.items():
+            start = time.process_time()
+            work()
+            times[name].append(time.process_time() - start)
+        passes += 1
+    return {name: samples / median(found[1:]) for name, found in times.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--batches", default="128,16,1")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--weights", nargs="+", choices=list(WEIGHTS), default=list(WEIGHTS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[128, 64, 16])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data-dir")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     try:
-        found = data.load("mnist", split="train", data_dir=asked.data_dir)
+        dataset = data.load("mnist", split="train", data_dir=asked.data_dir)
     except UsageError as error:
         print(f"{error}; using mnist-1k instead")
-        found = data.load("mnist-1k")
-    images, labels = torch.from_numpy(found.images), torch.from_numpy(found.labels)
-    kernels: list[spide.Kernel] = ["torch"] if native.missing() else ["native", "torch"]
+        dataset = data.load("mnist-1k")
+    images, labels = torch.from_numpy(dataset.images), torch.from_numpy(dataset.labels)
+    kernels: list[Kernel] = ["torch"] if native.missing() else ["native", "torch"]
     if native.missing():
         print(native.missing())
     rows = []
-    for name, model in (("initial", NETWORK.build()), (f"after {asked.steps} batches", trained(images, labels, asked.steps))):
-        for samples in (int(size) for size in asked.batches.split(",")):
+    for name in asked.weights:
+        model = WEIGHTS[name]()
+        for samples in asked.batches:
             x, y = images[-samples:], labels[-samples:]
             dropout = spide.dropout_factors(model, samples, torch.Generator().manual_seed(1))
             few = min(samples, 16)
@@ -180,12 +174,12 @@ def main() -> None:
             double.load_state_dict(model.state_dict())
             reference = plainly(double, x[:few].double(), y[:few], exact)
             single = plainly(model, x, y, dropout)
-            base = speed(lambda m=model, x=x, y=y, d=dropout: plainly(m, x, y, d), samples)
+            works: dict[str, Callable[[], object]] = {"plain": partial(plainly, model, x, y, dropout)}
             density = [
                 sum(float(c.double().mean()) * c.numel() for c in part) / samples / 18816 / steps
                 for part, steps in ((single.forward, 30), (single.feedback, 100))
             ]
-            row = {"weights": name, "batch": samples, "forward_density": density[0], "feedback_density": density[1], "plain": base}
+            row = {"weights": name, "batch": samples, "forward_density": density[0], "feedback_density": density[1]}
             for kernel in kernels:
                 share, *spikes = gap(ours(double, x[:few].double(), y[:few], exact, kernel), reference)
                 if share > 1e-12 or any(spikes):
@@ -193,9 +187,10 @@ def main() -> None:
                         f"{kernel}: float64 gradients differ by {share:.1e} of their largest value, {spikes} neurons in their spikes"
                     )
                 share32, forward, feedback = gap(ours(model, x, y, dropout, kernel), single)
-                found_speed = speed(lambda m=model, x=x, y=y, d=dropout, k=kernel: ours(m, x, y, d, k), samples)
-                row |= {kernel: found_speed, f"{kernel}_ratio": found_speed / base, f"{kernel}_gap64": share, f"{kernel}_gap32": share32}
-                row |= {f"{kernel}_neurons32": (forward, feedback)}
+                row |= {f"{kernel}_gap64": share, f"{kernel}_gap32": share32, f"{kernel}_neurons32": (forward, feedback)}
+                works[kernel] = partial(ours, model, x, y, dropout, kernel)
+            found = speeds(works, samples)
+            row |= found | {f"{kernel}_ratio": found[kernel] / found["plain"] for kernel in kernels}
             rows.append(row)
             print(json.dumps(row), flush=True)
     cells = [
