@@ -48,6 +48,9 @@ COMPARED = {"W1": 8, "W2": 2, "W3": 1}
 COUNTED = {"W1": 64, "W2": 64, "W3": 8}
 """Samples whose spike counts the peers must give too."""
 
+SLOW = 2.0
+"""CPU seconds of a run."""
+
 PEER = "SpikingJelly"
 """The row that ratios are to."""
 
@@ -99,17 +102,20 @@ def our_row(name: str, run: Executable, images: Array) -> Row:
 
 
 def measured(rows: Sequence[Row], batch: int, rounds: int, least: float) -> dict[str, float | str]:
-    """Samples per CPU second of every row, or why there are none: medians over rounds in which the rows take turns, each for about `least` seconds."""
+    """Samples per CPU second of every row, or why there are none: medians over rounds in which the rows take turns, each for about `least` seconds; over 3 rounds at
+    most where a single run takes longer than SLOW."""
     calls: dict[str, int] = {}
+    slowest = 0.0
     found: dict[str, float | str] = {}
     for row in rows:
         try:
-            row.seconds(batch, 2)  # the first runs compile, and measure densities
-            calls[row.name] = max(1, min(4096, round(least / row.seconds(batch, 1))))
+            row.seconds(batch, 1)  # the first run compiles
+            once = row.seconds(batch, 1)
+            calls[row.name], slowest = max(1, min(4096, round(least / once))), max(slowest, once)
         except RuntimeError as error:
             found[row.name] = str(error)
     times: dict[str, list[float]] = {row.name: [] for row in rows if row.name in calls}
-    for _ in range(rounds):
+    for _ in range(min(3, rounds) if slowest > SLOW else rounds):
         for row in rows:
             if row.name in calls:
                 times[row.name].append(row.seconds(batch, calls[row.name]))
