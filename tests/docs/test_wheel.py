@@ -31,19 +31,36 @@ for name in models.names():
         models.load(name)
 """
 
+WITHOUT_A_COMPILER = """
+from pathlib import Path
+import toolchain
+from toolchain import native
+assert Path(toolchain.__file__).parent.parent == Path.cwd()
+said = "the native kernel is not built: install a C compiler (gcc or clang), then the package again"
+assert native.missing() == said, native.missing()
+assert toolchain.doctor().native == said
+found = toolchain.verify("mnist-fc2", targets=("reference", "sim"), samples=2)
+assert found.passed and found.activity["forward"] and found.activity["feedback"]
+"""
 
-@pytest.mark.slow
-def test_an_installed_wheel_is_complete(tmp_path):
+
+def run_installed(tmp_path: Path, code: str, **environment: str) -> None:
+    """Build a wheel, install it by itself and run `code` with it; the wheel is built with `environment`."""
     # pip builds in place and leaves a build/ whose stale files the next wheel would carry: build from a copy
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("toolchain", "targets", "models"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True)
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("*.so"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     built = subprocess.run(
-        [*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, source], capture_output=True, text=True, timeout=250, check=False
+        [*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, source],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
     )
     if "No matching distribution found for setuptools" in built.stderr:
         pytest.skip("building a wheel needs the package index, which cannot be reached")
@@ -51,8 +68,23 @@ def test_an_installed_wheel_is_complete(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     folder = tmp_path / "installed"
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", folder, wheel], timeout=120, check=True)
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", CHECK], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_is_complete(tmp_path):
+    run_installed(tmp_path, CHECK)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_package_installs_and_torch_serves_exactly(tmp_path):
+    run_installed(tmp_path, WITHOUT_A_COMPILER, CC=str(tmp_path / "no-compiler"))
