@@ -173,16 +173,21 @@ static int prepare(Work *work, const PhasePlan *phase) {
 /* The model step that a population makes at a tick, or -1. */
 static int64_t step_at(const PhasePlan *phase, const PopulationPlan *plan, int64_t tick) {
     const int64_t offset = tick - plan->start;
-    if (offset < 0 || offset % phase->period) return -1;
-    const int64_t step = offset / phase->period;
-    return step < phase->time_steps ? step : -1;
+    if (offset < 0 || phase->period == 1) return offset < phase->time_steps ? offset < 0 ? -1 : offset : -1;
+    /* a division of 32 bits where it does, which takes a fraction of the time */
+    const int64_t step = offset <= UINT32_MAX ? (int64_t)((uint32_t)offset / (uint32_t)phase->period) : offset / phase->period;
+    return step * phase->period == offset && step < phase->time_steps ? step : -1;
 }
 
-/* Numbers of a type over (place, lane) as another over (channel, place). */
-#define UNPACK(NAME, FROM, TO)                                                                               \
-    static void NAME(const PopulationPlan *plan, const FROM *from, TO *to) {                                 \
-        for (int64_t c = 0; c < plan->channels; c++)                                                         \
-            for (int64_t p = 0; p < plan->places; p++) to[c * plan->places + p] = (TO)from[p * plan->lanes + c]; \
+/* Numbers of a type over (place, lane) as another over (channel, place), some channels at a time. */
+#define UNPACK(NAME, FROM, TO)                                                                                   \
+    static void NAME(const PopulationPlan *plan, const FROM *from, TO *to) {                                     \
+        const int64_t places = plan->places, lanes = plan->lanes;                                                \
+        for (int64_t first = 0; first < plan->channels; first += 16) {                                           \
+            const int64_t last = first + 16 < plan->channels ? first + 16 : plan->channels;                      \
+            for (int64_t p = 0; p < places; p++)                                                                 \
+                for (int64_t c = first; c < last; c++) to[c * places + p] = (TO)from[p * lanes + c];             \
+        }                                                                                                        \
     }
 UNPACK(unpack_32_32, int32_t, int32_t)
 UNPACK(unpack_32_64, int32_t, int64_t)

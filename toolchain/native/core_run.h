@@ -114,13 +114,16 @@ TARGET APART static void NAME(add_events)(const SynapsePlan *way, const Populati
         int64_t length = 0;
         for (const Take *take = way->takes + way->take_begin[t]; take < way->takes + way->take_begin[t + 1]; take++) {
             const int32_t first = begin[take->place], found = begin[take->place + 1] - first, shift = take->row - take->place * lanes;
-            const int32_t *restrict from = position + first;
-            int32_t *restrict to = rows + length;
+#if SET >= 2
+            const __m512i by = _mm512_set1_epi32(shift);
             int32_t k = 0;
             do { /* whole vectors: lists have room behind them */
-                for (int32_t j = 0; j < 16; j++) to[k + j] = from[k + j] + shift;
+                _mm512_storeu_si512(rows + length + k, _mm512_add_epi32(_mm512_loadu_si512(position + first + k), by));
                 k += 16;
             } while (k < found);
+#else
+            for (int32_t k = 0; k < found; k++) rows[length + k] = position[first + k] + shift;
+#endif
             length += found;
         }
         NAME(sum_rows)(way, rows, length, minus, sums + (int64_t)t * way->lanes);
@@ -129,15 +132,31 @@ TARGET APART static void NAME(add_events)(const SynapsePlan *way, const Populati
 
 /* ---- values, each times its weights ---- */
 
+TARGET static inline void NAME(add_row)(int64_t *restrict sums, const int32_t *restrict weights, int64_t length, int32_t value) {
+    int64_t j = 0;
+#if SET >= 2
+    for (; j + 8 <= length; j += 8) {
+        const __m512i row = _mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)(weights + j)));
+        _mm512_storeu_si512(sums + j, _mm512_add_epi64(_mm512_loadu_si512(sums + j), _mm512_mul_epi32(row, _mm512_set1_epi64(value))));
+    }
+#elif SET == 1
+    for (; j + 4 <= length; j += 4) {
+        const __m256i row = _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)(weights + j)));
+        const __m256i made = _mm256_mul_epi32(row, _mm256_set1_epi64x(value));
+        _mm256_storeu_si256((__m256i *)(sums + j), _mm256_add_epi64(_mm256_loadu_si256((const __m256i *)(sums + j)), made));
+    }
+#endif
+    for (; j < length; j++) sums[j] += (int64_t)value * weights[j];
+}
+
 TARGET APART static void NAME(add_values)(const SynapsePlan *way, int32_t source_lanes, int32_t target_lanes, const List *list, const int32_t *values,
                                           int32_t sign, const uint8_t *mask, int64_t *restrict sums) {
     for (int64_t k = 0; k < list->length; k++) {
         const int32_t position = list->position[k];
-        const int64_t value = values ? values[k] : sign;
+        const int32_t value = values ? values[k] : sign;
         if (mask && !mask[position]) continue;
         if (way->form == MATRIX) {
-            const int32_t *restrict from = way->weight + position * way->slab;
-            for (int64_t j = 0; j < way->slab; j++) sums[j] += value * from[j];
+            NAME(add_row)(sums, way->weight + position * way->slab, way->slab, value);
             continue;
         }
         const int32_t place = position / source_lanes, channel = position % source_lanes;
@@ -145,11 +164,10 @@ TARGET APART static void NAME(add_values)(const SynapsePlan *way, int32_t source
             for (int32_t r = 0; r < patch->rows; r++) {
                 int64_t *restrict to = sums + patch->to + r * way->row_to;
                 if (way->form == DIAGONAL) {
-                    for (int32_t j = 0; j < patch->length; j++) to[(int64_t)j * target_lanes + channel] += value * way->weight[channel];
+                    for (int32_t j = 0; j < patch->length; j++) to[(int64_t)j * target_lanes + channel] += (int64_t)value * way->weight[channel];
                     continue;
                 }
-                const int32_t *restrict from = way->weight + channel * way->slab + patch->from + r * way->row_from;
-                for (int64_t j = 0; j < (int64_t)patch->length * target_lanes; j++) to[j] += value * from[j];
+                NAME(add_row)(to, way->weight + channel * way->slab + patch->from + r * way->row_from, (int64_t)patch->length * target_lanes, value);
             }
     }
 }
@@ -331,7 +349,7 @@ TARGET static void NAME(deliver)(const PhasePlan *phase, int32_t index, const Em
 #if SET >= 2
 /* Couples without leak whose sums fit 32 bits, everything in one pass. */
 TARGET APART static void NAME(fire_fast)(const PopulationPlan *plan, State *state, const Inflow *in, int32_t n_in, Emission *emission) {
-    const __m512i limit = _mm512_set1_epi32(LIMIT), below = _mm512_set1_epi32(-LIMIT), threshold = _mm512_set1_epi32(plan->threshold),
+    const __m512i limit = _mm512_set1_epi32(LIMIT), twice = _mm512_set1_epi32(2 * LIMIT), below = _mm512_set1_epi32(-LIMIT), threshold = _mm512_set1_epi32(plan->threshold),
                   opposite = _mm512_set1_epi32(-plan->threshold), reset = _mm512_set1_epi32(plan->reset);
     const __m512i order = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m128i one = _mm_set1_epi8(1);
@@ -346,7 +364,7 @@ TARGET APART static void NAME(fire_fast)(const PopulationPlan *plan, State *stat
             for (int32_t k = 0; k < n_in; k++)
                 total = _mm512_add_epi32(total, _mm512_sll_epi32(_mm512_load_si512(in[k].sums + i), _mm_cvtsi32_si128(in[k].exponent)));
 #ifndef FAULT_NO_SATURATION
-            const __mmask16 outside = _mm512_cmpgt_epi32_mask(total, limit) | _mm512_cmplt_epi32_mask(total, below);
+            const __mmask16 outside = _mm512_cmpgt_epu32_mask(_mm512_add_epi32(total, limit), twice);
             if (outside) {
                 const __m512i counted = _mm512_load_si512(state->saturations + i);
                 _mm512_store_si512(state->saturations + i, _mm512_mask_add_epi32(counted, outside, counted, _mm512_set1_epi32(1)));
@@ -378,6 +396,26 @@ TARGET APART static void NAME(fire_fast)(const PopulationPlan *plan, State *stat
     if (both) emission->minus.begin[plan->places] = minus;
     emission->plus.length = plus;
     emission->minus.length = minus;
+}
+
+/* Readouts without leak whose sums fit 32 bits. */
+TARGET static void NAME(add_up)(const PopulationPlan *plan, State *state, const Inflow *in, int32_t n_in) {
+    const __m512i limit = _mm512_set1_epi32(LIMIT), below = _mm512_set1_epi32(-LIMIT), twice = _mm512_set1_epi32(2 * LIMIT);
+    for (int64_t i = 0; i < plan->size; i += 16) {
+        __m512i total = _mm512_add_epi32(_mm512_load_si512(state->potential + i), _mm512_load_si512(state->constant + i));
+        for (int32_t k = 0; k < n_in; k++)
+            total = _mm512_add_epi32(total, _mm512_sll_epi32(_mm512_load_si512(in[k].sums + i), _mm_cvtsi32_si128(in[k].exponent)));
+#ifndef FAULT_NO_SATURATION
+        const __mmask16 outside = _mm512_cmpgt_epu32_mask(_mm512_add_epi32(total, limit), twice);
+        if (outside) {
+            const __m512i counted = _mm512_load_si512(state->saturations + i);
+            _mm512_store_si512(state->saturations + i, _mm512_mask_add_epi32(counted, outside, counted, _mm512_set1_epi32(1)));
+            total = _mm512_max_epi32(_mm512_min_epi32(total, limit), below);
+            state->saturated = 1;
+        }
+#endif
+        _mm512_store_si512(state->potential + i, total);
+    }
 }
 #endif
 
@@ -412,6 +450,7 @@ TARGET static void NAME(advance)(const PhasePlan *phase, int32_t p, int64_t step
     }
 #if SET >= 2
     if (!plan->wide && plan->keep == 4096 && (plan->kind == PLUS || plan->kind == BOTH)) NAME(fire_fast)(plan, state, in, n_in, emission);
+    else if (!plan->wide && plan->keep == 4096 && plan->kind == READOUT) NAME(add_up)(plan, state, in, n_in);
     else
 #endif
     if (plan->wide) NAME(fire64)(plan, state, in, n_in, emission);
