@@ -198,12 +198,12 @@ class Steps(nn.Module):
 
 
 def compiled(network: Network) -> Run:
-    """torch.compile with the weights laid out for the processor; it counts the last population only."""
+    """torch.compile at its most thorough, with the weights laid out for the processor; it counts the last population only."""
     import torch._inductor.config as inductor
 
     inductor.freezing = True
     torch._dynamo.reset()
-    steps = torch.compile(Steps(network).eval(), dynamic=False)
+    steps = torch.compile(Steps(network).eval(), dynamic=False, mode="max-autotune")
 
     def run(images: Tensor, currents: Tensor | None = None, everything: bool = False) -> tuple[Tensor, list[Tensor | None]]:
         drive = network.first(images) + network.offset if currents is None else currents

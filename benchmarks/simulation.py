@@ -224,13 +224,34 @@ def print_speeds(made: dict[str, Any], speeds: dict[int, dict[str, float | str]]
         print(f"\n`sim` beside {PEER}: {', '.join(goals)}", flush=True)
 
 
+def print_summary(tables: list[dict[str, Any]]) -> None:
+    """All workloads in one table, as docs/results.md has it."""
+    shown = {"sim": "sim", PEER: PEER, "snnTorch": "snnTorch", "plain torch": "plain torch", "plain torch, compiled": "compiled"}
+    rows = []
+    for made in tables:
+        for batch, found in made["samples_per_second"].items():
+            speeds = {name: found[name] for name in shown if isinstance(found.get(name), float)}
+            theirs = [speed for name, speed in speeds.items() if name != "sim"]
+            ratios = [
+                f"{speeds['sim'] / speeds[PEER]:.1f}" if PEER in speeds else "",
+                f"{speeds['sim'] / max(theirs):.1f}" if theirs else "",
+            ]
+            title = [f"{made['workload']} {made['model']}, {made['weights'].split(',')[0]}", f"{100 * made['density']:.1f}", batch]
+            rows.append([*title, *(figure(speeds[name]) if name in speeds else "" for name in shown), *ratios])
+    print("\n" + markdown(["workload", "spikes, %", "batch", *shown.values(), f"to {PEER}", "to the fastest"], rows), flush=True)
+
+
+def figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def cell(found: dict[str, float | str], name: str) -> str:
     """Samples per second, and the ratio to PEER."""
     value, base = found[name], found.get(PEER)
     if isinstance(value, str):
         return value
     ratio = f" = {value / base:.3g} x" if isinstance(base, float) else ""
-    return f"{value:,.0f}{ratio}" if value >= 100 else f"{value:.3g}{ratio}"
+    return figure(value) + ratio
 
 
 def exact_cell(made: dict[str, Any], name: str) -> str:
@@ -297,6 +318,7 @@ def main() -> int:
         )
         made["tables"] = [speed_table(build(), peers, asked) for build in chosen(asked)]
         peers.close()
+        print_summary(made["tables"])
     for part in parts:
         if part != "table":
             made[part] = getattr(costs, part)()
