@@ -71,12 +71,16 @@ class Sim:
                 f"the compiled core of 'sim' runs on the CPU and not on {device.type}: leave kernel at 'auto', or choose the CPU"
             )
         if device.type == "cpu" and self.kernel != "torch":
+            from toolchain.native import phases
+            from toolchain.progress import say
             from toolchain.targets.sim_native import NativeRun
             from toolchain.targets.sim_plans import Unfit
 
             try:
                 return NativeRun(graph, trace=self.trace, currents=self.currents, instructions=self.instructions)
             except Unfit as found:
+                if self.kernel == "auto" and phases.missing() is None:  # that there is no core at all is for `doctor` to say
+                    say(f"sim runs this graph in torch, more slowly: {found}")
                 if self.kernel == "native":
                     raise UsageError(
                         f"the compiled core of 'sim' cannot run this graph: {found}; or leave kernel at 'auto' for torch"

@@ -10,6 +10,7 @@ from math import prod
 import numpy as np
 
 from toolchain import codec
+from toolchain.errors import ToolchainError
 from toolchain.fixed import INT32_SAFE, decay, largest_constant, largest_total
 from toolchain.ir import DECAY_ONE, Array, Drive, Graph, Identity, Phase, Synapse
 from toolchain.native import phases
@@ -113,7 +114,7 @@ class PhaseLayout:
         way.plan.target = ranks[drive.population]
         place = layout(source)
         made = Laid(HostPlan(way=way.plan, channels=place.channels, places=place.places, shift=drive.shift, exponent=drive.exponent))
-        made.kept.append(way)
+        made.parts = (way,)
         if drive.bias is not None:
             made.point("bias", target.packed(self.graph.tensors[drive.bias][None].astype(np.int64), np.int64))
         return made
@@ -123,6 +124,7 @@ class PhaseLayout:
     ) -> Result:
         """All `samples`. `encoded` is what inputs emit, drives and masks are (samples, *shape) by population."""
         phase, order = self.phase, self.phase.order
+        self._check(samples, encoded, drives, masks)
         outputs = {name: Output(self, name, samples, trace) for name in order if self._plan(name).kind != phases.INPUT}
         kept: list[object] = [outputs]
         values = None if encoded is None else np.ascontiguousarray(encoded.reshape(samples, -1), np.int32)
@@ -160,6 +162,27 @@ class PhaseLayout:
         _shared_out(plan, samples, threads, self._instructions)
         del kept
         return _result(phase, outputs)
+
+    def _check(self, samples: int, encoded: Array | None, drives: Mapping[str, Array], masks: Mapping[str, Array]) -> None:
+        """ToolchainError unless everything has one entry a sample and neuron."""
+        values = {name: array for arrays in (drives, masks) for name, array in arrays.items()}
+        frames = (self.phase.time_steps,)
+        for source in self.graph.of_kind("input"):
+            if source.name in self.phase.order or self._hosts:
+                shape = (samples, *source.shape, *(frames if source.events else ()))
+                if encoded is None or encoded.shape != shape:
+                    raise ToolchainError(f"the input needs shape {shape} and has {None if encoded is None else encoded.shape}")
+        for name, array in values.items():
+            if array.shape != (samples, *self.layouts[name].shape):
+                raise ToolchainError(
+                    f"what population '{name}' gets needs shape {(samples, *self.layouts[name].shape)} and has {array.shape}"
+                )
+        for drive in self.phase.drive:
+            if drive.population not in drives and drive.population not in self.computed:
+                raise ToolchainError(f"population '{drive.population}' needs its current")
+        for synapse in self.synapses:
+            if synapse.gate is not None and synapse.gate not in masks:
+                raise ToolchainError(f"synapse '{synapse.source}' -> '{synapse.target}' needs the mask of '{synapse.gate}'")
 
     def _plan(self, name: str) -> PopulationPlan:
         made: PopulationPlan = self._populations[self.phase.order.index(name)].plan

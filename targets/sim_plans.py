@@ -38,7 +38,7 @@ from toolchain.ir import (
 )
 from toolchain.native import phases
 from toolchain.native.phases import LANES, DenseClass, SynapsePlan
-from toolchain.targets import windows
+from toolchain.targets import sim_bounds, windows
 from toolchain.targets.windows import Pairs
 
 NEVER = 2**62
@@ -105,13 +105,15 @@ def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
 
 @dataclass
 class Laid:
-    """A struct of the core, and what it points into."""
+    """A struct of the core, the arrays that it points to by the names of its fields, and the structs."""
 
     plan: Any
-    kept: list[Any] = field(default_factory=list)
+    arrays: dict[str, Array] = field(default_factory=dict)
+    structs: Any = None
+    parts: tuple[Laid, ...] = ()
 
     def point(self, name: str, array: Array) -> None:
-        self.kept.append(array)
+        self.arrays[name] = array
         setattr(self.plan, name, array.ctypes.data)
 
 
@@ -128,7 +130,10 @@ class Way:
 
     def laid(self, currents: str, instructions: int) -> Laid:
         """Its plan, but for populations and delay; Unfit where the core has no form for it."""
-        made = Laid(SynapsePlan(exponent=sum(getattr(op, "exponent", 0) for op in self.ops), lanes=self.target.lanes, dense_from=NEVER))
+        shift = sum(getattr(op, "exponent", 0) for op in self.ops)
+        if shift > sim_bounds.LARGEST_EXPONENT:
+            raise Unfit(f"a connection shifts by {shift} bits")
+        made = Laid(SynapsePlan(exponent=shift, lanes=self.target.lanes, dense_from=NEVER))
         path = self._path()
         if path is None:
             self._matrix(made)
@@ -136,7 +141,13 @@ class Way:
             self._diagonal(made, path)
         else:
             self._window(made, path)
-        if made.plan.dense_classes:
+        size = self.target.size
+        sim_bounds.check(
+            made.plan, made.arrays, source=(self.source.channels, self.source.places, self.source.size), target=(self.target.lanes, size)
+        )
+        if made.parts:
+            classes = [(part.plan, part.arrays) for part in made.parts]
+            sim_bounds.check_products(made.plan, made.arrays["image_place"], classes, self.source.channels, size)
             made.plan.dense_from = self._products_from(made, currents, instructions)
         return made
 
@@ -315,21 +326,17 @@ class Way:
         plan = made.plan
         plan.image_size, plan.quads, plan.background = image, quads, int(self.signed)
         made.point("image_place", places)
-        structs = (DenseClass * len(classes))(*(c.plan for c in classes))
-        made.kept += [structs, *classes]
-        plan.dense, plan.dense_classes = ctypes.addressof(structs), len(classes)
+        made.structs = (DenseClass * len(classes))(*(c.plan for c in classes))
+        made.parts = tuple(classes)
+        plan.dense, plan.dense_classes = ctypes.addressof(made.structs), len(classes)
 
     def _products_from(self, made: Laid, currents: str, instructions: int) -> int:
         """From how many events on products cost less."""
         if currents != "measured":
             return NEVER if currents == "events" else 0
         plan = made.plan
-        multiplied = sum(c.plan.targets * c.plan.taps for c in made.kept if isinstance(c, Laid)) * plan.quads * 4 * plan.lanes
-        takes = (
-            self.source.places
-            if plan.form == phases.MATRIX
-            else len(next(a for a in made.kept if isinstance(a, np.ndarray) and a.ndim == 2 and a.shape[1] == 2))
-        )
+        multiplied = sum(c.plan.targets * c.plan.taps for c in made.parts) * plan.quads * 4 * plan.lanes
+        takes = self.source.places if plan.form == phases.MATRIX else len(made.arrays["takes"])
         slower = 1 if instructions >= 2 else 2 if instructions else 4
         event = takes / self.source.places * plan.row_bytes / 64 * A_ROW * slower
         return max(1, int((multiplied / MULTIPLIED[instructions] - plan.targets * A_TARGET - takes * A_TAKE) / event))

@@ -9,6 +9,7 @@ from typing import Any
 import toolchain
 from toolchain import native, target
 from toolchain.errors import ToolchainError
+from toolchain.native import phases
 from toolchain.versions import installed, versions
 
 PACKAGES = ("torch", "numpy", "lava-nc", "lava-dl", "msgspec", "safetensors", "matplotlib")
@@ -131,7 +132,7 @@ def _target_row(name: str) -> TargetRow:
 
 def _native() -> str:
     named = native.other_library()
-    return native.missing() or native.INSTRUCTION_SETS[native.widest()] + (f", from {native.LIBRARY_VARIABLE}={named}" if named else "")
+    return phases.missing() or phases.INSTRUCTION_SETS[phases.widest()] + (f", from {native.LIBRARY_VARIABLE}={named}" if named else "")
 
 
 def _gpus() -> tuple[str, ...]:

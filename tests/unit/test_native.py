@@ -17,7 +17,7 @@ import pytest
 import toolchain
 from toolchain import native
 from toolchain.errors import ToolchainError
-from toolchain.native import ticks
+from toolchain.native import phases, ticks
 
 ROOT = Path(__file__).resolve().parents[2]
 compiler = shutil.which("cc") or shutil.which("gcc")
@@ -56,7 +56,7 @@ def test_the_environment_may_name_another_build(looked_for_anew: None, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(native.LIBRARY_VARIABLE, "copy.so")
     assert native.loaded()._name == str(copy)
-    assert toolchain.doctor().native == f"{native.INSTRUCTION_SETS[native.widest()]}, from {native.LIBRARY_VARIABLE}={copy}"
+    assert toolchain.doctor().native == f"{phases.INSTRUCTION_SETS[phases.widest()]}, from {native.LIBRARY_VARIABLE}={copy}"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x7fELF and nothing more"])

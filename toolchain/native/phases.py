@@ -141,22 +141,22 @@ class PhasePlan(ctypes.Structure):
 STRUCTS = (PhasePlan, PopulationPlan, SynapsePlan, HostPlan, DenseClass)
 
 
-@cache
 def _core() -> ctypes.CDLL | str:
     """The library with its functions of this module described, or why there is none."""
-    missing = native.missing()
-    if missing is not None:
-        return missing
-    found = native.loaded()
+    return native.missing() or _described(native.loaded())
+
+
+@cache
+def _described(library: ctypes.CDLL) -> ctypes.CDLL | str:
     try:
-        sizes = [found.toolchain_core_size(which) for which in range(len(STRUCTS))]
-        found.toolchain_core_widest.restype = found.toolchain_phase.restype = _int
-        found.toolchain_phase.argtypes = (ctypes.POINTER(PhasePlan), _long, _long, _int)
+        sizes = [library.toolchain_core_size(which) for which in range(len(STRUCTS))]
+        library.toolchain_core_widest.restype = library.toolchain_phase.restype = _int
+        library.toolchain_phase.argtypes = (ctypes.POINTER(PhasePlan), _long, _long, _int)
     except AttributeError:
         sizes = []
     if sizes != [ctypes.sizeof(part) for part in STRUCTS]:
         return "the native core was built from other sources than these: install the package again"
-    return found
+    return library
 
 
 def missing() -> str | None:
