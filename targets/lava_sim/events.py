@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from toolchain import native
-from toolchain.ir import Array, AvgPool2d, Conv2d, ConvTranspose2d, Dense, Graph, Identity, Op, Scale, Shape, Synapse, Upsample, weight_of
+from toolchain.ir import Array, Conv2d, ConvTranspose2d, Dense, Graph, Identity, Op, Scale, Shape, Synapse, weight_of
 from toolchain.ir.operations import largest_rows, largest_sum
 from toolchain.native import ticks
+from toolchain.targets import windows
+from toolchain.targets.windows import Pairs
 
 VALUE_LIMIT = 127
 """The kernel reads int8, and a mask of signs must not overflow."""
@@ -25,9 +26,6 @@ ADDED_A_CYCLE, MULTIPLIED_A_CYCLE = 16, 8
 
 WEIGHT_LIMIT = 2**15 - 1
 SUM_LIMIT = 2**31 - 1
-
-Pairs = list[list[tuple[int, int]]]
-"""Along one axis, for each place of the source: the places of the target it reaches, each with the place of the kernel."""
 
 
 @dataclass(frozen=True)
@@ -114,21 +112,18 @@ def _stage(op: Op, graph: Graph, shape: Shape, made: Shape, sums: int) -> Stage 
         matrix = weight if op.transpose else weight.T
         one: Pairs = [[(0, 0)]]
         return _connection((prod(shape), 1, 1), (prod(made), 1, 1), one, one, ([0], [0]), matrix[:, None, None, :], op, sums)
-    shape, made = _image(shape), _image(made)
-    rows, columns = (_pairs(op, axis, shape[1 + axis], made[1 + axis], weight) for axis in (0, 1))
+    shape, made = windows.image(shape), windows.image(made)
+    rows, columns = (windows.pairs(op, axis, shape[1 + axis], made[1 + axis], weight) for axis in (0, 1))
     if isinstance(op, (Conv2d, ConvTranspose2d)):
         assert weight is not None
-        order = _slots(op, weight.shape[2], 0), _slots(op, weight.shape[3], 1)
+        order = windows.slot_order(op, weight.shape[2], 0), windows.slot_order(op, weight.shape[3], 1)
         ordered = weight[:, :, order[0]][:, :, :, order[1]]
-        return _connection(shape, made, rows, columns, order, ordered.transpose((1, 2, 3, 0) if _gathers(op) else (0, 2, 3, 1)), op, sums)
+        return _connection(
+            shape, made, rows, columns, order, ordered.transpose((1, 2, 3, 0) if windows.gathers(op) else (0, 2, 3, 1)), op, sums
+        )
     factors = np.ones(shape[0], np.int64) if weight is None else weight
     places = [list(range(1 + max((k for found in pairs for _, k in found), default=0))) for pairs in (rows, columns)]
     return _connection(shape, made, rows, columns, (places[0], places[1]), factors, op, sums)
-
-
-def _image(shape: Shape) -> Shape:
-    """As (channels, rows, columns)."""
-    return shape if len(shape) == 3 else (shape[0], prod(shape[1:]), 1)
 
 
 def _connection(
@@ -159,50 +154,6 @@ def _worth(rows: Pairs, columns: Pairs, column_runs: Array, made: int, weight: A
     return (targets / MULTIPLIED_A_CYCLE) / (CYCLES_A_SPIKE + CYCLES_A_RUN * runs + targets / ADDED_A_CYCLE)
 
 
-def _gathers(op: Op) -> bool:
-    """Whether windows of the source make each target (else each source is spread over a window of the target)."""
-    return isinstance(op, (Conv2d, AvgPool2d)) != getattr(op, "transpose", False)
-
-
-def _pairs(op: Op, axis: int, size: int, made: int, weight: Array | None) -> Pairs:
-    if isinstance(op, Scale):
-        return [[(place, 0)] for place in range(size)]
-    stride, kernel, padding, dilation = _window(op, axis, weight)
-    found: Pairs = [[] for _ in range(size)]
-    if isinstance(op, Upsample) and op.transpose:
-        for place in range(size):
-            found[place].append((place // stride, place % stride))
-    elif _gathers(op):
-        for target in range(made):
-            for k in range(kernel):
-                place = target * stride + k * dilation - padding
-                if 0 <= place < size:
-                    found[place].append((target, k))
-    else:
-        for place in range(size):
-            reached = [(place * stride + k * dilation - padding, k) for k in range(kernel)]
-            found[place] = [(target, k) for target, k in reached if 0 <= target < made]
-    return found
-
-
-def _window(op: Any, axis: int, weight: Array | None) -> tuple[int, int, int, int]:
-    """Stride, kernel, padding and dilation along an axis."""
-    if isinstance(op, Upsample):
-        return op.factor, op.factor, 0, 1
-    if isinstance(op, AvgPool2d):
-        return op.stride[axis], op.kernel[axis], op.padding[axis], 1
-    assert weight is not None
-    return op.stride[axis], weight.shape[2 + axis], op.padding[axis], op.dilation[axis]
-
-
-def _slots(op: Conv2d | ConvTranspose2d, kernel: int, axis: int) -> list[int]:
-    """The places of a kernel in an order in which those that neighbouring targets need lie side by side."""
-    if not _gathers(op):
-        return list(range(kernel))
-    step = max(1, op.stride[axis] // op.dilation[axis])
-    return [k for first in range(step) for k in reversed(range(first, kernel, step))]
-
-
 def _places(rows: Pairs, columns: Pairs) -> tuple[Array, Array, Array]:
     """Each place's row and column, and the places in an order in which neighbours reach as many targets: the processor foresees their loops."""
     row, column = (part.ravel().astype(np.int32) for part in np.indices((len(rows), len(columns))))
@@ -212,15 +163,6 @@ def _places(rows: Pairs, columns: Pairs) -> tuple[Array, Array, Array]:
 
 def _runs(pairs: Pairs, order: list[int]) -> tuple[Array, Array]:
     """Where each source place's runs begin, and the runs (target, slot, length)."""
-    slot = {k: i for i, k in enumerate(order)}
-    begin, runs = [0], []
-    for found in pairs:
-        last: list[int] | None = None
-        for target, k in sorted(found):
-            if last is not None and (target, slot[k]) == (last[0] + last[2], last[1] + last[2]):
-                last[2] += 1
-            else:
-                last = [target, slot[k], 1]
-                runs.append(last)
-        begin.append(len(runs))
-    return np.array(begin, np.int32), np.array(runs or [[0, 0, 0]], np.int32)
+    found = windows.runs(pairs, order)
+    flat = [run for runs in found for run in runs]
+    return np.cumsum([0, *map(len, found)], dtype=np.int32), np.array(flat or [(0, 0, 0)], np.int32)
