@@ -122,17 +122,17 @@ def lava() -> dict[str, Any] | str:
     }
 
 
-def memory() -> dict[str, float]:
+def memory() -> dict[str, Any]:
     """Peak memory of convnet-f at batch 256, the whole process with its libraries."""
     found = apart("memory", 1)
     print(
-        f"\nconvnet-f at batch 256: peak memory {found['peak_mb']:.0f} MB, of which {found['before_mb']:.0f} MB before the first run (bar 600 MB)",
+        f"\nconvnet-f at batch 256: peak memory {found['peak_mb']:.0f} MB (bar 600), {found['before_mb']:.0f} MB of it before the first run; by {found['by']}",
         flush=True,
     )
     return found
 
 
-def mnist() -> dict[str, float] | str:
+def mnist() -> dict[str, Any] | str:
     """MNIST's whole test set on convnet-f, on 2 threads."""
     try:
         data.load("mnist", samples=1)
@@ -141,17 +141,17 @@ def mnist() -> dict[str, float] | str:
         return str(error)
     found = apart("mnist", 2)
     print(
-        f"\nMNIST's test set on convnet-f, T 30, 2 threads: {found['seconds']:.1f} s, accuracy {100 * found['accuracy']:.2f} % (bar 15 s)",
+        f"\nMNIST's test set on convnet-f, T 30, 2 threads: {found['seconds']:.1f} s, accuracy {100 * found['accuracy']:.2f} % (bar 15 s); by {found['by']}",
         flush=True,
     )
     return found
 
 
-def apart(what: str, threads: int) -> dict[str, float]:
+def apart(what: str, threads: int) -> dict[str, Any]:
     """A measurement in a fresh process with so many threads."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, __file__, what], check=True, capture_output=True, text=True, env=environment, cwd=Path.cwd())
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -164,7 +164,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def inside(what: str) -> dict[str, float]:
+def inside(what: str) -> dict[str, Any]:
     whole = what == "mnist"
     found = data.load("mnist") if whole else data.load("mnist-1k", samples=256)
     graph = forward_only(LOIHI_PIPELINE(lowered(find(models.get("convnet-f").name), 30)))
@@ -174,7 +174,13 @@ def inside(what: str) -> dict[str, float]:
         result = run.run(found.images)
         seconds = time.perf_counter() - began
     right = float((codec.logits(graph, result).argmax(axis=1) == found.labels).mean())
-    return {"before_mb": before, "peak_mb": peak(), "seconds": seconds, "accuracy": right}
+    return {
+        "before_mb": before,
+        "peak_mb": peak(),
+        "seconds": seconds,
+        "accuracy": right,
+        "by": f"torch ({phases.missing()})" if phases.missing() else "the compiled core",
+    }
 
 
 if __name__ == "__main__":
