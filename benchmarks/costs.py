@@ -150,7 +150,7 @@ def mnist() -> dict[str, Any] | str:
 def apart(what: str, threads: int) -> dict[str, Any]:
     """A measurement in a fresh process with so many threads."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([sys.executable, __file__, what], check=True, capture_output=True, text=True, env=environment, cwd=Path.cwd())
+    done = subprocess.run([sys.executable, __file__, what], check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=Path.cwd())
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
