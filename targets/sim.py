@@ -8,6 +8,7 @@ allows it, int64 elsewhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,30 +62,32 @@ class Sim:
 
     def compile(self, graph: Graph) -> Executable:
         from toolchain import devices
+        from toolchain.native import phases
 
         device = devices.pick(self.device)
         for what, chosen, known in (("kernel", self.kernel, KERNELS), ("currents", self.currents, CURRENTS)):
             if chosen not in known:
                 raise unknown(what, chosen, known)
+        if self.instructions not in (None, *range(len(phases.INSTRUCTION_SETS))):
+            raise UsageError(
+                f"instructions is {self.instructions!r}: give None, or 0 to {len(phases.INSTRUCTION_SETS) - 1} for {', '.join(phases.INSTRUCTION_SETS)}"
+            )
         if self.kernel == "native" and device.type != "cpu":
             raise UsageError(
                 f"the compiled core of 'sim' runs on the CPU and not on {device.type}: leave kernel at 'auto', or choose the CPU"
             )
         if device.type == "cpu" and self.kernel != "torch":
-            from toolchain.native import phases
-            from toolchain.progress import say
             from toolchain.targets.sim_native import NativeRun
             from toolchain.targets.sim_plans import Unfit
 
             try:
                 return NativeRun(graph, trace=self.trace, currents=self.currents, instructions=self.instructions)
             except Unfit as found:
-                if self.kernel == "auto" and phases.missing() is None:  # that there is no core at all is for `doctor` to say
-                    say(f"sim runs this graph in torch, more slowly: {found}")
                 if self.kernel == "native":
                     raise UsageError(
                         f"the compiled core of 'sim' cannot run this graph: {found}; or leave kernel at 'auto' for torch"
                     ) from None
+                _tell(f"sim runs in torch, exactly but more slowly: {found}")
         if device.type == "cuda" and self.kernel != "torch":
             from toolchain.targets import cuda_ticks
 
@@ -93,6 +96,14 @@ class Sim:
 
         arithmetic: dict[str, Arithmetic] = {phase.name: _Integers(graph, phase, device) for phase in graph.phases}
         return TickRun(graph, arithmetic, batch=self.batch, trace=self.trace, device=device)
+
+
+@cache
+def _tell(message: str) -> None:
+    """Once a process."""
+    from toolchain.progress import say
+
+    say(message)
 
 
 class _Integers:

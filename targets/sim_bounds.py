@@ -43,17 +43,18 @@ def check(plan: SynapsePlan, arrays: Mapping[str, Array], *, source: tuple[int, 
 
 
 def check_products(
-    plan: SynapsePlan, places: Array, classes: Sequence[tuple[DenseClass, Mapping[str, Array]]], channels: int, size: int
+    plan: SynapsePlan, arrays: Mapping[str, Array], classes: Sequence[tuple[DenseClass, Mapping[str, Array]]], channels: int, size: int
 ) -> None:
-    """The products of `plan`: where source places lie in the image, and each class with its arrays."""
-    _within(places, 0, plan.image_size - channels + 1, "a source place in the image")
-    for one, arrays in classes:
-        window = arrays["base"].astype(np.int64)[:, None] + arrays["tap"].astype(np.int64)
-        _within(window, 0, plan.image_size - 4 * plan.quads + 1, "a window")
-        _within(arrays["target"], 0, size - plan.lanes + 1, "a target")
-        counted = len(arrays["base"]) == len(arrays["target"]) == one.targets and len(arrays["tap"]) == one.taps
-        enough = arrays["weight"].size == one.taps * plan.quads * 4 * plan.lanes and arrays["start"].size >= plan.lanes
-        _require(counted and enough, "its products have too few weights or windows")
+    """The products of `plan`: weights, where source places lie in the image, and each class with its arrays."""
+    _require(arrays["packed"].size == plan.slots * plan.quads * 4 * plan.lanes, "its products have too few weights")
+    _within(arrays["image_place"], 0, plan.image_size - channels + 1, "a source place in the image")
+    for one, own in classes:
+        counted = len(own["base"]) == len(own["target"]) == one.targets and len(own["tap"]) == len(own["slot"]) == one.taps
+        _require(counted and own["start"].size >= plan.lanes, "its products have too few windows")
+        windows = own["base"].astype(np.int64)[:, None] + own["tap"].astype(np.int64)
+        _within(windows, 0, plan.image_size - 4 * plan.quads + 1, "a window")
+        _within(own["target"], 0, size - plan.lanes + 1, "a target")
+        _within(own["slot"], 0, plan.slots, "a slot of the kernel")
 
 
 def _check_patches(plan: SynapsePlan, arrays: Mapping[str, Array], places: int, lanes: int, size: int) -> None:

@@ -16,7 +16,7 @@ from toolchain.ir import DECAY_ONE, Array, Drive, Graph, Identity, Phase, Synaps
 from toolchain.native import phases
 from toolchain.native.phases import HostPlan, PhasePlan, PopulationPlan, SynapsePlan
 from toolchain.target import History, Latch, Result
-from toolchain.targets.sim_plans import Laid, Unfit, Way, layout
+from toolchain.targets.sim_plans import Laid, Layout, Unfit, Way, layout
 
 KINDS = {"plus": phases.PLUS, "both": phases.BOTH, "none": phases.READOUT, "graded": phases.RELAY}
 LARGEST_SUM = 2**62
@@ -139,11 +139,14 @@ class PhaseLayout:
             if name in outputs:
                 outputs[name].point(plan)
         synapses = (SynapsePlan * max(1, len(self.synapses)))(*(made.plan for made in self._ways))
-        packed_masks = {name: self.layouts[name].packed(mask, np.uint8) for name, mask in masks.items()}
+        packed_masks: dict[tuple[str, Layout], Array] = {}
         for i, synapse in enumerate(self.synapses):
             synapses[i].taken = self.taken[i].ctypes.data
             if synapse.gate is not None:
-                synapses[i].mask = packed_masks[synapse.gate].ctypes.data
+                key = synapse.gate, self.layouts[synapse.source]
+                if key not in packed_masks:
+                    packed_masks[key] = key[1].packed(masks[synapse.gate], np.uint8)
+                synapses[i].mask = packed_masks[key].ctypes.data
         hosts = (HostPlan * max(1, len(self._hosts)))(*(made.plan for made in self._hosts))
         for host in hosts:
             host.values = None if values is None else values.ctypes.data
@@ -165,14 +168,13 @@ class PhaseLayout:
 
     def _check(self, samples: int, encoded: Array | None, drives: Mapping[str, Array], masks: Mapping[str, Array]) -> None:
         """ToolchainError unless everything has one entry a sample and neuron."""
-        values = {name: array for arrays in (drives, masks) for name, array in arrays.items()}
         frames = (self.phase.time_steps,)
         for source in self.graph.of_kind("input"):
             if source.name in self.phase.order or self._hosts:
                 shape = (samples, *source.shape, *(frames if source.events else ()))
                 if encoded is None or encoded.shape != shape:
                     raise ToolchainError(f"the input needs shape {shape} and has {None if encoded is None else encoded.shape}")
-        for name, array in values.items():
+        for name, array in drives.items():
             if array.shape != (samples, *self.layouts[name].shape):
                 raise ToolchainError(
                     f"what population '{name}' gets needs shape {(samples, *self.layouts[name].shape)} and has {array.shape}"
@@ -181,8 +183,11 @@ class PhaseLayout:
             if drive.population not in drives and drive.population not in self.computed:
                 raise ToolchainError(f"population '{drive.population}' needs its current")
         for synapse in self.synapses:
-            if synapse.gate is not None and synapse.gate not in masks:
-                raise ToolchainError(f"synapse '{synapse.source}' -> '{synapse.target}' needs the mask of '{synapse.gate}'")
+            mask = None if synapse.gate is None else masks.get(synapse.gate)
+            if synapse.gate is not None and (mask is None or mask.size != samples * prod(self.layouts[synapse.source].shape)):
+                raise ToolchainError(
+                    f"synapse '{synapse.source}' -> '{synapse.target}' needs a mask of '{synapse.gate}' as large as its source"
+                )
 
     def _plan(self, name: str) -> PopulationPlan:
         made: PopulationPlan = self._populations[self.phase.order.index(name)].plan

@@ -147,7 +147,7 @@ class Way:
         )
         if made.parts:
             classes = [(part.plan, part.arrays) for part in made.parts]
-            sim_bounds.check_products(made.plan, made.arrays["image_place"], classes, self.source.channels, size)
+            sim_bounds.check_products(made.plan, made.arrays, classes, self.source.channels, size)
             made.plan.dense_from = self._products_from(made, currents, instructions)
         return made
 
@@ -202,7 +202,7 @@ class Way:
         made.point("takes", np.array([take for takes in found for take in takes] or [(0, 0)], np.int32))
         alone = all(isinstance(other, (Identity, Scale)) for other in self.ops if other is not op)
         if alone and op.groups == 1:
-            self._dense_window(made, op, weight, full)
+            self._dense_window(made, path, full)
 
     def _diagonal(self, made: Laid, path: _Path) -> None:
         ones = np.ones(self.source.channels, np.int64)
@@ -225,10 +225,10 @@ class Way:
             return
         made.plan.targets = 1
         self._rows_of(made, table)
-        whole = np.zeros(1, np.int32)
-        places = np.arange(self.source.places, dtype=np.int32) * self.source.lanes
-        classes = [_dense_class(whole, whole, whole, table[None], self.target.size, self.signed)]
-        self._dense(made, classes, self.source.size, places, self.source.size // 4)
+        one = np.zeros(1, np.int32)
+        start = -table.sum(axis=0) if self.signed else np.zeros(self.target.size, np.int64)
+        whole = _dense_class(target=one, base=one, tap=one, slot=one, start=start, lanes=self.target.size)
+        self._dense(made, [whole], table[None], self.source.size, np.arange(self.source.places, dtype=np.int32) * self.source.lanes)
 
     def _rows(self) -> npt.NDArray[np.int64]:
         """What a spike of each neuron of the source adds to each neuron of the target, exponents left out."""
@@ -289,42 +289,44 @@ class Way:
         made.point("begin", np.array(begin, np.int32))
         made.point("patches", np.array(found or [(0, 0, 0, 0)], np.int32))
 
-    def _dense_window(self, made: Laid, op: Conv2d | ConvTranspose2d, weight: Array, full: npt.NDArray[np.int64]) -> None:
-        source, target = windows.image(self.source.shape), windows.image(self.target.shape)
-        axes = [windows.taps(op, axis, target[1 + axis], weight) for axis in (0, 1)]
-        reached = [[place for found in axes[i] for _, place in found] + [0, source[1 + i] - 1] for i in (0, 1)]
-        first, size = zip(*((min(r), max(r) - min(r) + 1) for r in reached), strict=True)
+    def _dense_window(self, made: Laid, path: _Path, full: npt.NDArray[np.int64]) -> None:
+        """Products of whole windows, without what lies beyond the border: targets by the slots of their kernel that meet the image."""
+        source, width = windows.image(self.source.shape), windows.image(self.target.shape)[2]
+        axes = [windows.taken(found, windows.image(self.target.shape)[i]) for i, found in ((1, path.rows), (2, path.columns))]
         fours = -(-source[0] // 4)
-        step = (size[1] * 4 * fours, 4 * fours)
-        groups = [_alike(axis) for axis in axes]
+        step = (source[2] * 4 * fours, 4 * fours)
+        weights = full.transpose(1, 2, 0, 3).reshape(-1, source[0], full.shape[3])
         classes = []
-        for (row_slots, rows), (column_slots, columns) in product(groups[0].items(), groups[1].items()):
+        for (row_slots, rows), (column_slots, columns) in product(*(_alike(axis).items() for axis in axes)):
             if not row_slots or not column_slots:
                 continue
-            places = np.array([(t, u, y - first[0], x - first[1]) for t, y in rows for u, x in columns])
-            down = [place - axes[0][rows[0][0]][0][1] for _, place in axes[0][rows[0][0]]]
-            across = [place - axes[1][columns[0][0]][0][1] for _, place in axes[1][columns[0][0]]]
-            taps = np.array([y * step[0] + x * step[1] for y in down for x in across], np.int32)
-            slots = full[:, row_slots][:, :, column_slots].transpose(1, 2, 0, 3).reshape(len(taps), source[0], target[0])
+            slots = np.array([row * full.shape[2] + column for row in row_slots for column in column_slots], np.int32)
+            down, across = ([place - found[0][0] for place, _ in found] for found in (axes[0][rows[0][0]], axes[1][columns[0][0]]))
             classes.append(
                 _dense_class(
-                    ((places[:, 0] * target[2] + places[:, 1]) * self.target.lanes).astype(np.int32),
-                    (places[:, 2] * step[0] + places[:, 3] * step[1]).astype(np.int32),
-                    taps,
-                    slots,
-                    self.target.lanes,
-                    self.signed,
+                    target=np.array([(t * width + u) * self.target.lanes for t, _ in rows for u, _ in columns], np.int32),
+                    base=np.array([y * step[0] + x * step[1] for _, y in rows for _, x in columns], np.int32),
+                    tap=np.array([y * step[0] + x * step[1] for y in down for x in across], np.int32),
+                    slot=slots,
+                    start=-weights[slots].sum(axis=(0, 1)) if self.signed else np.zeros(full.shape[3], np.int64),
+                    lanes=self.target.lanes,
                 )
             )
-        if not classes:
-            return
-        y, x = np.indices(source[1:]).reshape(2, -1)
-        places = ((y - first[0]) * step[0] + (x - first[1]) * step[1]).astype(np.int32)
-        self._dense(made, classes, size[0] * step[0], places, fours)
+        if classes:
+            self._dense(made, classes, weights, prod(source[1:]) * step[1], np.arange(self.source.places, dtype=np.int32) * step[1])
 
-    def _dense(self, made: Laid, classes: Sequence[Laid], image: int, places: Array, quads: int) -> None:
-        plan = made.plan
-        plan.image_size, plan.quads, plan.background = image, quads, int(self.signed)
+    def _dense(self, made: Laid, classes: Sequence[Laid], weights: npt.NDArray[np.int64], image: int, places: Array) -> None:
+        """`weights` is (slots, source channels, target channels)."""
+        plan, lanes = made.plan, made.plan.lanes
+        slots, channels, targets = weights.shape
+        plan.slots, plan.quads = slots, -(-channels // 4)
+        plan.image_size, plan.background = image, int(self.signed)
+        full = np.zeros((slots, 4 * plan.quads, lanes), np.int8)
+        full[:, :channels, :targets] = weights
+        packed = aligned((full.size,), np.int8)
+        tiles = [full[:, :, first : first + 64].reshape(slots, plan.quads, 4, -1, 16) for first in range(0, lanes, 64)]
+        np.concatenate([tile.transpose(0, 1, 3, 4, 2).ravel() for tile in tiles], out=packed)
+        made.point("packed", packed)
         made.point("image_place", places)
         made.structs = (DenseClass * len(classes))(*(c.plan for c in classes))
         made.parts = tuple(classes)
@@ -367,29 +369,18 @@ def _by_source(op: Conv2d | ConvTranspose2d, weight: Array, channels: int, made:
     return full
 
 
-def _alike(axis: Sequence[Sequence[tuple[int, int]]]) -> dict[tuple[int, ...], list[tuple[int, int]]]:
-    """Places of the target by the slots of their taps: each with the first place of the source that its window takes."""
+def _alike(axis: Pairs) -> dict[tuple[int, ...], list[tuple[int, int]]]:
+    """Places of the target by the slots that lead there, each with the first place of the source that its window takes."""
     groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for target, found in enumerate(axis):
-        groups.setdefault(tuple(slot for slot, _ in found), []).append((target, found[0][1] if found else 0))
+        groups.setdefault(tuple(slot for _, slot in found), []).append((target, found[0][0] if found else 0))
     return groups
 
 
-def _dense_class(target: Array, base: Array, tap: Array, weight: npt.NDArray[np.int64], lanes: int, signed: bool) -> Laid:
-    """`weight` is (taps, source channels, target channels)."""
-    taps, channels, made = weight.shape
-    fours = -(-channels // 4)
-    full = np.zeros((taps, 4 * fours, lanes), np.int8)
-    full[:, :channels, :made] = weight
-    parts = []
-    for first in range(0, lanes, 64):
-        piece = full[:, :, first : first + 64]
-        parts.append(piece.reshape(taps, fours, 4, -1, 16).transpose(0, 1, 3, 4, 2).ravel())
-    packed = aligned((sum(map(len, parts)),), np.int8)
-    np.concatenate(parts, out=packed)
-    start = aligned((lanes,), np.int32)
-    start[:made] = -weight.sum(axis=(0, 1)) if signed else 0
-    found = Laid(DenseClass(targets=len(target), taps=taps))
-    for name, array in {"target": target, "base": base, "tap": tap, "weight": packed, "start": start}.items():
-        found.point(name, np.ascontiguousarray(array) if array is not packed and array is not start else array)
+def _dense_class(*, target: Array, base: Array, tap: Array, slot: Array, start: Array, lanes: int) -> Laid:
+    found = Laid(DenseClass(targets=len(target), taps=len(tap)))
+    begin = aligned((lanes,), np.int32)
+    begin[: len(start)] = start
+    for name, array in {"target": target, "base": base, "tap": tap, "slot": slot, "start": begin}.items():
+        found.point(name, array)
     return found

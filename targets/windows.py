@@ -85,10 +85,10 @@ def runs(found: Pairs, order: Sequence[int] | None) -> Runs:
     return made
 
 
-def taps(op: Conv2d | ConvTranspose2d, axis: int, made: int, weight: Array) -> list[list[tuple[int, int]]]:
-    """For each place of the target, the places of the kernel that lead there and the places of the source they come from, also beyond its border."""
-    stride, kernel, padding, dilation = window(op, axis, weight)
-    if gathers(op):
-        return [[(k, target * stride + k * dilation - padding) for k in range(kernel)] for target in range(made)]
-    reached = [[(k, target + padding - k * dilation) for k in range(kernel)] for target in range(made)]
-    return [[(k, place // stride) for k, place in found if place % stride == 0] for found in reached]
+def taken(found: Pairs, made: int) -> Pairs:
+    """For each of `made` places of the target, the places of the source that lead there, each with its slot."""
+    back: Pairs = [[] for _ in range(made)]
+    for place, reached in enumerate(found):
+        for target, slot in reached:
+            back[target].append((place, slot))
+    return back

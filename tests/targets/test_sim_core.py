@@ -543,17 +543,7 @@ def case_and_result(name: str) -> tuple[Case, tuple[Result, Result]]:
     return case, both_phases(REFERENCE, case)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=pytest.mark.xfail(raises=KeyError, strict=True, reason="the core has no mask of who takes no part in a phase")
-        )
-        if name == "masks of another population"
-        else name
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_graph(name: str, assert_same: Any) -> None:
     case, expected = case_and_result(name)
     assert_same(case, expected)

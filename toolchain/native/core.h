@@ -21,9 +21,9 @@ typedef struct {
 typedef struct {
     int32_t targets, taps;
     const int32_t *target; /* first lane of each target place */
-    const int32_t *base;   /* where its window lies in the image of the source */
+    const int32_t *base;   /* where its window begins in the image of the source */
     const int32_t *tap;    /* where each tap lies in a window */
-    const int8_t *weight;  /* (16-lane vectors by fours, taps, quads, vectors of the four, 16, 4 channels) */
+    const int32_t *slot;   /* which of the kernel's slots it is */
     const int32_t *start;  /* (lanes of a target place): what the sums begin with */
 } DenseClass;
 
@@ -49,10 +49,12 @@ typedef struct {
     int64_t dense_from; /* events from which products cost less */
     int32_t dense_classes;
     int32_t quads;      /* fours of source channels in a tap */
+    int32_t slots;      /* of the kernel */
     int32_t background; /* of the image: 1 for signed spikes, stored as 0, 1, 2 */
     int64_t image_size;
     const int32_t *image_place; /* of each source place */
     const DenseClass *dense;
+    const int8_t *packed; /* (16-lane vectors by fours, slots, quads, vectors of the four, 16, 4 channels) */
     /* of a run */
     const uint8_t *mask; /* (samples, size of the source): 1 where spikes are sent; or NULL */
     int64_t *taken;      /* how often by event and by product, (2) */

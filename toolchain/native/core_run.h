@@ -183,7 +183,7 @@ TARGET APART static void NAME(add_values)(const SynapsePlan *way, int32_t source
 #if SET >= 2
 /* `places` windows times `vectors` vectors of 16 lanes. */
 #define PRODUCT(PLACES, VECTORS)                                                                                                            \
-    TARGET static void NAME(product_##PLACES##_##VECTORS)(const DenseClass *c, int32_t quads, const uint8_t *image, const int8_t *weight,   \
+    TARGET static void NAME(product_##PLACES##_##VECTORS)(const DenseClass *c, int32_t quads, const uint8_t *image, const int8_t *packed,   \
                                                           int64_t first, int64_t lane, int32_t *sums) {                                     \
         __m512i sum[PLACES][VECTORS];                                                                                                       \
         const uint8_t *window[PLACES];                                                                                                      \
@@ -193,6 +193,7 @@ TARGET APART static void NAME(add_values)(const SynapsePlan *way, int32_t source
         }                                                                                                                                   \
         for (int32_t t = 0; t < c->taps; t++) {                                                                                             \
             const int32_t tap = c->tap[t];                                                                                                  \
+            const int8_t *weight = packed + (int64_t)64 * VECTORS * quads * c->slot[t];                                                     \
             for (int32_t q = 0; q < quads; q++, weight += 64 * VECTORS) {                                                                   \
                 __m512i row[VECTORS];                                                                                                       \
                 _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) row[v] = _mm512_loadu_si512(weight + 64 * v);                     \
@@ -218,33 +219,27 @@ static NAME(Product) *const NAME(products)[2][6] = {
     {NAME(product_1_2), NAME(product_2_2), NAME(product_3_2), NAME(product_4_2), NAME(product_5_2), NAME(product_6_2)},
 };
 
-TARGET static void NAME(products_of)(const DenseClass *c, int32_t quads, int32_t lanes, const uint8_t *image, int32_t *sums) {
-    const int8_t *weight = c->weight;
-    for (int64_t lane = 0; lane < lanes;) {
-        const int32_t vectors = lanes - lane >= 64 ? 4 : 2;
+/* All targets of `vectors` vectors of lanes. */
+TARGET static void NAME(products_of)(const SynapsePlan *way, const uint8_t *image, const int8_t *packed, int32_t vectors, int64_t lane, int32_t *sums) {
+    for (const DenseClass *c = way->dense; c < way->dense + way->dense_classes; c++)
         for (int64_t first = 0; first < c->targets; first += ABREAST) {
             const int64_t places = c->targets - first < ABREAST ? c->targets - first : ABREAST;
-            NAME(products)[vectors == 2][places - 1](c, quads, image, weight, first, lane, sums);
+            NAME(products)[vectors == 2][places - 1](c, way->quads, image, packed, first, lane, sums);
         }
-        weight += (int64_t)64 * vectors * quads * c->taps;
-        lane += 16 * vectors;
-    }
 }
 #elif SET == 1
-/* Eight lanes at a time; values up to 2, so that no pair of products leaves 16 bits. */
-TARGET static void NAME(products_of)(const DenseClass *c, int32_t quads, int32_t lanes, const uint8_t *image, int32_t *sums) {
-    const int8_t *packed = c->weight;
+/* All targets of `vectors` vectors of lanes, half of one at a time; values up to 2, so that no pair of products leaves 16 bits. */
+TARGET static void NAME(products_of)(const SynapsePlan *way, const uint8_t *image, const int8_t *packed, int32_t vectors, int64_t lane, int32_t *sums) {
     const __m256i ones = _mm256_set1_epi16(1);
-    for (int64_t lane = 0; lane < lanes;) {
-        const int32_t vectors = lanes - lane >= 64 ? 4 : 2;
+    for (const DenseClass *c = way->dense; c < way->dense + way->dense_classes; c++)
         for (int64_t m = 0; m < c->targets; m++)
             for (int32_t half = 0; half < 2 * vectors; half += 4) {
                 __m256i sum[4];
                 _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) sum[v] = _mm256_loadu_si256((const __m256i *)(c->start + lane + 8 * (half + v)));
                 for (int32_t t = 0; t < c->taps; t++) {
                     const uint8_t *window = image + c->base[m] + c->tap[t];
-                    const int8_t *weight = packed + (int64_t)64 * vectors * quads * t + 32 * half;
-                    for (int32_t q = 0; q < quads; q++, weight += 64 * vectors) {
+                    const int8_t *weight = packed + (int64_t)64 * vectors * way->quads * c->slot[t] + 32 * half;
+                    for (int32_t q = 0; q < way->quads; q++, weight += 64 * vectors) {
                         int32_t four;
                         memcpy(&four, window + 4 * q, 4);
                         const __m256i values = _mm256_set1_epi32(four);
@@ -254,30 +249,24 @@ TARGET static void NAME(products_of)(const DenseClass *c, int32_t quads, int32_t
                 }
                 _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) _mm256_storeu_si256((__m256i *)(sums + c->target[m] + lane + 8 * (half + v)), sum[v]);
             }
-        packed += (int64_t)64 * vectors * quads * c->taps;
-        lane += 16 * vectors;
-    }
 }
 #else
-TARGET static void NAME(products_of)(const DenseClass *c, int32_t quads, int32_t lanes, const uint8_t *image, int32_t *sums) {
-    const int8_t *weight = c->weight;
-    for (int64_t lane = 0; lane < lanes;) {
-        const int32_t made = lanes - lane >= 64 ? 64 : 32;
+TARGET static void NAME(products_of)(const SynapsePlan *way, const uint8_t *image, const int8_t *packed, int32_t vectors, int64_t lane, int32_t *sums) {
+    const int32_t made = 16 * vectors;
+    for (const DenseClass *c = way->dense; c < way->dense + way->dense_classes; c++)
         for (int64_t m = 0; m < c->targets; m++) {
             int32_t *restrict sum = sums + c->target[m] + lane;
-            const int8_t *restrict row = weight;
             memcpy(sum, c->start + lane, (size_t)made * sizeof *sum);
-            for (int32_t t = 0; t < c->taps; t++)
-                for (int32_t q = 0; q < quads; q++, row += 4 * made) {
+            for (int32_t t = 0; t < c->taps; t++) {
+                const int8_t *restrict row = packed + (int64_t)4 * made * way->quads * c->slot[t];
+                for (int32_t q = 0; q < way->quads; q++, row += 4 * made) {
                     const uint8_t *four = image + c->base[m] + c->tap[t] + 4 * q;
                     if (!(four[0] | four[1] | four[2] | four[3])) continue;
                     for (int32_t j = 0; j < made; j++)
                         sum[j] += four[0] * row[4 * j] + four[1] * row[4 * j + 1] + four[2] * row[4 * j + 2] + four[3] * row[4 * j + 3];
                 }
+            }
         }
-        weight += (int64_t)4 * made * quads * c->taps;
-        lane += made;
-    }
 }
 #endif
 #undef DOT
@@ -294,7 +283,13 @@ TARGET APART static void NAME(add_products)(const SynapsePlan *way, const Popula
     memset(arrival->image, way->background, (size_t)way->image_size);
     NAME(mark)(way, source->lanes, &emission->plus, mask, 1, arrival->image);
     NAME(mark)(way, source->lanes, &emission->minus, mask, -1, arrival->image);
-    for (int32_t c = 0; c < way->dense_classes; c++) NAME(products_of)(way->dense + c, way->quads, way->lanes, arrival->image, arrival->sums32);
+    const int8_t *packed = way->packed;
+    for (int64_t lane = 0; lane < way->lanes;) { /* a tile's weights stay in the cache for all targets */
+        const int32_t vectors = way->lanes - lane >= 64 ? 4 : 2;
+        NAME(products_of)(way, arrival->image, packed, vectors, lane, arrival->sums32);
+        packed += (int64_t)64 * vectors * way->quads * way->slots;
+        lane += 16 * vectors;
+    }
 }
 
 /* What a source emitted arrives at its target. */

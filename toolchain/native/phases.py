@@ -32,7 +32,7 @@ class DenseClass(ctypes.Structure):
         ("target", _address),
         ("base", _address),
         ("tap", _address),
-        ("weight", _address),
+        ("slot", _address),
         ("start", _address),
     )
 
@@ -63,10 +63,12 @@ class SynapsePlan(ctypes.Structure):
         ("dense_from", _long),
         ("dense_classes", _int),
         ("quads", _int),
+        ("slots", _int),
         ("background", _int),
         ("image_size", _long),
         ("image_place", _address),
         ("dense", _address),
+        ("packed", _address),
         ("mask", _address),
         ("taken", _address),
     )
