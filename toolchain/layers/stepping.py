@@ -19,6 +19,7 @@ from toolchain import native
 from toolchain.errors import ToolchainError, UsageError, unknown
 from toolchain.layers.maps import ConvMap, ConvTransposeMap, DenseMap, Map, PoolMap, ScaleMap, Shape, UpsampleMap
 from toolchain.native import steps
+from toolchain.native.arrays import Array
 
 Kernel = Literal["auto", "native", "torch"]
 """What runs time steps: the native kernel, torch, or the native kernel wherever it can."""
@@ -138,14 +139,14 @@ class Stage:
             return values.reshape(-1, *shape)
         return values.reshape(-1, shape[1], shape[2], shape[0]).permute(0, 3, 1, 2).contiguous()
 
-    def _packed(self, values: Tensor, place: int, samples: int) -> steps.Array:
+    def _packed(self, values: Tensor, place: int, samples: int) -> Array:
         shape = self.shapes[place]
         if tuple(values.shape) != (samples, *shape) or values.device.type != "cpu":
             raise ToolchainError(f"values of shape {tuple(values.shape)} on {values.device.type} meet a layer of shape {shape} on the CPU")
         ordered = values.to(self.dtype).permute(0, 2, 3, 1) if len(shape) == 3 else values.to(self.dtype)
         return _array(ordered.reshape(samples, prod(shape)))
 
-    def _drive(self, place: int, drive: Tensor) -> steps.Array:
+    def _drive(self, place: int, drive: Tensor) -> Array:
         if len(drive) not in (1, self.samples):
             raise ToolchainError(f"a drive for {len(drive)} samples meets a stage of {self.samples}: give one for each")
         return self._packed(drive, place, len(drive))
@@ -177,8 +178,8 @@ class Stage:
         )
 
 
-def _array(values: Tensor) -> steps.Array:
-    found: steps.Array = values.contiguous().numpy()
+def _array(values: Tensor) -> Array:
+    found: Array = values.contiguous().numpy()
     return found
 
 

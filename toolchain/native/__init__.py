@@ -1,6 +1,7 @@
-"""The compiled part: event-driven time steps (`spikes.c`) and ticks of whole numbers (`ticks.c`) in C, built with the package where there is a compiler, and never needed.
+"""The compiled part in C, built with the package where there is a compiler, and never needed: `spikes.c` has event-driven time steps in floats,
+`ticks.c` ticks of whole numbers, and `core.c` whole phases of them.
 
-This module finds the library and describes its arguments; what they must be is checked by those who call (`layers.stepping`). No torch here.
+This module finds the library and describes what the first two take; `steps` and `ticks` check it and call them. `phases` does both for the third. No torch here.
 """
 
 from __future__ import annotations

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from toolchain import native
 from toolchain.errors import ToolchainError
-
-Array = npt.NDArray[Any]
+from toolchain.native.arrays import INT8, INT32, LARGEST, Array, address, require
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-_INT8, _INT32 = np.dtype(np.int8), np.dtype(np.int32)
-_LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -68,10 +63,10 @@ class Steps:
     """Layers in the order of processing, and ways in the order in which their currents are added, laid out for the kernel."""
 
     def __init__(self, states: Sequence[State], ways: Sequence[Way], *, leak: float, signed: bool) -> None:
-        _require(len(states) > 0, "there is no layer")
+        require(len(states) > 0, "there is no layer")
         first, shapes = states[0].potential, [np.shape(state.potential) for state in states]
-        _require(all(len(shape) == 2 for shape in shapes), f"potentials {shapes} are not (samples, neurons) each")
-        _require(np.result_type(first) in _FLOATS, f"potentials of {np.result_type(first)} are neither float32 nor float64")
+        require(all(len(shape) == 2 for shape in shapes), f"potentials {shapes} are not (samples, neurons) each")
+        require(np.result_type(first) in _FLOATS, f"potentials of {np.result_type(first)} are neither float32 nor float64")
         self._samples, self._real, self._leak, self._signed = shapes[0][0], first.dtype, leak, signed
         self._sizes = [neurons for _, neurons in shapes]
         self._kept = (tuple(states), tuple(ways))  # what the addresses below point into
@@ -84,10 +79,10 @@ class Steps:
 
     def drive(self, place: int, drive: Array) -> None:
         """Give the layer at `place` another current for the steps to come, (samples or 1, neurons)."""
-        _require(0 <= place < len(self._sizes), f"layer {place} is none of {len(self._sizes)}")
+        require(0 <= place < len(self._sizes), f"layer {place} is none of {len(self._sizes)}")
         rows = 1 if np.shape(drive)[:1] == (1,) else self._samples
         layer = self._layers[place]
-        layer.drive = _address("drive", drive, (rows, self._sizes[place]), self._real)
+        layer.drive = address("drive", drive, (rows, self._sizes[place]), self._real)
         layer.drive_stride = 0 if rows == 1 else self._sizes[place]
         self._drives[place] = drive
 
@@ -96,11 +91,11 @@ class Steps:
 
         `instructions` is the best of INSTRUCTION_SETS to use, by its place there; None for the best there is.
         """
-        _require(0 <= first <= last <= self._samples, f"samples {first} to {last} are no span of {self._samples}")
-        _require(0 <= steps <= _LARGEST, f"{steps} time steps are not within 0 to {_LARGEST}")
+        require(0 <= first <= last <= self._samples, f"samples {first} to {last} are no span of {self._samples}")
+        require(0 <= steps <= LARGEST, f"{steps} time steps are not within 0 to {LARGEST}")
         best = native.widest()
         chosen = best if instructions is None else instructions
-        _require(
+        require(
             0 <= chosen < len(native.INSTRUCTION_SETS), f"instruction set {chosen} is not within 0 to {len(native.INSTRUCTION_SETS) - 1}"
         )
         failed = native.loaded().toolchain_stage(
@@ -120,37 +115,37 @@ class Steps:
             raise ToolchainError("there is not enough memory for the spike lists of the native kernel: use smaller batches")
 
     def _layer(self, state: State, neurons: int) -> native.Layer:
-        _require(
-            0 < neurons <= _LARGEST, f"a layer with potentials {np.shape(state.potential)} has no neurons, or more than 32 bits can count"
+        require(
+            0 < neurons <= LARGEST, f"a layer with potentials {np.shape(state.potential)} has no neurons, or more than 32 bits can count"
         )
         shape = (self._samples, neurons)
         return native.Layer(
             neurons=neurons,
             threshold=state.threshold,
             reset=state.reset,
-            potential=_address("potential", state.potential, shape, self._real, written=True),
-            sum=_address("sum", state.sum, shape, self._real, written=True),
-            count=_address("count", state.count, shape, _INT32, written=True),
-            spikes=_address("spikes", state.spikes, shape, _INT8, written=True),
+            potential=address("potential", state.potential, shape, self._real, written=True),
+            sum=address("sum", state.sum, shape, self._real, written=True),
+            count=address("count", state.count, shape, INT32, written=True),
+            spikes=address("spikes", state.spikes, shape, INT8, written=True),
         )
 
     def _edge(self, way: Way) -> native.Edge:
         source, target, weight = way.source, way.target, np.shape(way.weight)
         for end in (source, target):
-            _require(0 <= end < len(self._sizes), f"layer {end} is none of {len(self._sizes)}")
-        _require(
+            require(0 <= end < len(self._sizes), f"layer {end} is none of {len(self._sizes)}")
+        require(
             way.late or source < target,
             f"a current from layer {source} reaches layer {target} in the same step, before its source has fired",
         )
         before, after = self._sizes[source], self._sizes[target]
         diagonal = len(weight) == 1
-        _require(
+        require(
             diagonal or (len(weight) == 4 and weight[1] == weight[2]),
             f"weights {weight} are neither (channels,) nor (channels, slots, slots, made)",
         )
         rows, columns = (np.shape(axis)[0] if np.ndim(axis) == 2 else 0 for axis in (way.rows, way.columns))
         places, width = rows * columns, way.made_width
-        _require(
+        require(
             min(*weight, places, width) > 0 and weight[0] * places == before and after % (weight[-1] * width) == 0,
             f"weights {weight} cannot lead from {before} neurons in {rows} rows and {columns} columns to {after} neurons in {width} columns",
         )
@@ -167,39 +162,19 @@ class Steps:
             slots=slots or 1,
             rows=_runs("rows", way.rows, rows, after // weight[-1] // width, slots),
             columns=_runs("columns", way.columns, columns, width, slots),
-            weight=_address("weight", way.weight, weight, self._real),
-            amplitude=None if way.amplitude is None else _address("amplitude", way.amplitude, (self._samples, before), self._real),
-            factor=None if way.factor is None else _address("factor", way.factor, (self._samples, after), self._real),
+            weight=address("weight", way.weight, weight, self._real),
+            amplitude=None if way.amplitude is None else address("amplitude", way.amplitude, (self._samples, before), self._real),
+            factor=None if way.factor is None else address("factor", way.factor, (self._samples, after), self._real),
         )
-
-
-def _require(true: bool, otherwise: str) -> None:
-    if not true:
-        raise ToolchainError(f"the native kernel cannot take this: {otherwise}")
-
-
-def _address(name: str, array: Array, shape: tuple[int, ...], kind: np.dtype[Any], *, written: bool = False) -> int:
-    """Where the array lies, if it is what the kernel takes it for."""
-    if _lies(array, shape, kind, written):
-        return array.ctypes.data
-    given = f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else type(array).__name__
-    lies = "in one piece and writable" if written else "in one piece"
-    raise ToolchainError(f"the native kernel cannot take this: '{name}' must be an array of {kind} {shape}, {lies}, and not {given}")
-
-
-def _lies(array: Any, shape: tuple[int, ...], kind: np.dtype[Any], written: bool) -> bool:
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != kind:
-        return False
-    return array.flags.carray if written else array.flags.c_contiguous and array.flags.aligned
 
 
 def _runs(name: str, axis: Array, sources: int, size: int, slots: int | None) -> int:
     """The address of what each source row (or column) reaches: never more than `size` targets, nor, where there is a kernel, its `slots`."""
-    address = _address(name, axis, (sources, 3), _INT32)
+    lies = address(name, axis, (sources, 3), INT32)
     target, slot, length = axis.astype(np.int64).T
     reached = length > 0
     inside = (axis >= 0).all() and ((target + length)[reached] <= size).all()
     if slots is not None:
         inside = inside and ((slot + length)[reached] <= slots).all()
-    _require(bool(inside), f"what its {name} reach leaves the {size} of the target or the {slots or 'any number'} of the kernel")
-    return address
+    require(bool(inside), f"what its {name} reach leaves the {size} of the target or the {slots or 'any number'} of the kernel")
+    return lies

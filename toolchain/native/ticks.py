@@ -9,23 +9,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from toolchain import native
 from toolchain.errors import ToolchainError
+from toolchain.native.arrays import INT8, INT16, INT32, LARGEST, Array, address, checked, require
 
-Array = npt.NDArray[Any]
-
-_INT8, _INT16, _INT32 = (np.dtype(kind) for kind in (np.int8, np.int16, np.int32))
-CURRENTS = (_INT8, _INT16, _INT32)
+CURRENTS = (INT8, INT16, INT32)
 """What currents and messages may be integers of."""
 
 _FLAGS = (np.dtype(np.bool_), np.dtype(np.uint8))
 LARGEST_EXPONENT = 30
-_LARGEST = 2**31 - 1
 
 
 class Way:
@@ -53,12 +48,12 @@ class Way:
     ) -> None:
         (channels, count), (out, height, width) = source, made
         diagonal = np.ndim(weight) == 1
-        _require(min(*source, *made, *slots) > 0, f"sizes {source}, {made} and {slots} must all be above 0")
-        _require(max(channels * count, out * height * width) <= _LARGEST, f"{source} or {made} has more neurons than 32 bits can count")
-        _require(0 <= exponent <= LARGEST_EXPONENT, f"exponent {exponent} is not within 0 to {LARGEST_EXPONENT}")
-        _require(not diagonal or out == channels, f"weights of a channel each cannot take {channels} channels to {out}")
+        require(min(*source, *made, *slots) > 0, f"sizes {source}, {made} and {slots} must all be above 0")
+        require(max(channels * count, out * height * width) <= LARGEST, f"{source} or {made} has more neurons than 32 bits can count")
+        require(0 <= exponent <= LARGEST_EXPONENT, f"exponent {exponent} is not within 0 to {LARGEST_EXPONENT}")
+        require(not diagonal or out == channels, f"weights of a channel each cannot take {channels} channels to {out}")
         sizes = (channels,) if diagonal else (channels, *slots, out)
-        kept = [_array("weight", weight, sizes, (_INT16,))]
+        kept = [checked("weight", weight, sizes, INT16)]
         for axis, (begin, runs), size, taps in zip(("rows", "columns"), (rows, columns), (height, width), slots, strict=True):
             kept += _runs(axis, begin, runs, size, taps)
         kept += _places(places, count, (np.size(rows[0]) - 1, np.size(columns[0]) - 1))
@@ -91,12 +86,10 @@ class Way:
 
         How many values were not zero.
         """
-        _require(sums in (2, 4), f"sums of {sums} bytes are none of 2 and 4")
+        require(sums in (2, 4), f"sums of {sums} bytes are none of 2 and 4")
         samples = np.shape(out)[0] if np.ndim(out) else 0
-        from_, to = (
-            _address("values", values, (samples, self.inputs), (_INT8,)),
-            _address("currents", out, (samples, self.outputs), CURRENTS, True),
-        )
+        from_ = address("values", values, (samples, self.inputs), INT8)
+        to = address("currents", out, (samples, self.outputs), *CURRENTS, written=True)
         found = int(native.loaded().toolchain_deliver(self._at, from_, samples, to, out.itemsize, sums, _usable(instructions)))
         if found < 0:
             raise ToolchainError("there is not enough memory for one sample's currents: run fewer processes")
@@ -124,93 +117,72 @@ class State:
         drive: Array | None = None,
         mask: Array | None = None,
     ) -> None:
-        _require(np.ndim(potential) == 2, f"potentials are (samples, neurons), not {np.shape(potential)}")
-        _require(0 < threshold <= _LARGEST, f"threshold {threshold} is not within 1 to {_LARGEST}")
-        _require(0 <= reset <= _LARGEST, f"reset {reset} is not within 0 to {_LARGEST}")
+        require(np.ndim(potential) == 2, f"potentials are (samples, neurons), not {np.shape(potential)}")
+        require(0 < threshold <= LARGEST, f"threshold {threshold} is not within 1 to {LARGEST}")
+        require(0 <= reset <= LARGEST, f"reset {reset} is not within 0 to {LARGEST}")
         self.shape: tuple[int, ...] = potential.shape
         self._samples, neurons = self.shape
         self._kept = (potential, counts, saturations, spikes, sent, activity, drive, mask)
         self._couples = native.Couples(neurons=neurons, threshold=threshold, reset=reset, both=int(both))
-        wide = (_INT32,)
-        for name, array, kinds in (
-            ("potential", potential, wide),
-            ("counts", counts, wide),
-            ("saturations", saturations, wide),
-            ("spikes", spikes, (_INT8,)),
-            ("sent", sent, (_INT8,)),
-            ("activity", activity, wide),
+        for name, array, kind in (
+            ("potential", potential, INT32),
+            ("counts", counts, INT32),
+            ("saturations", saturations, INT32),
+            ("spikes", spikes, INT8),
+            ("sent", sent, INT8),
+            ("activity", activity, INT32),
         ):
             if array is not None:
-                setattr(self._couples, name, _address(name, array, self.shape, kinds, True))
+                setattr(self._couples, name, address(name, array, self.shape, kind, written=True))
         if drive is not None:
-            self._couples.drive = _address("drive", drive, self.shape, wide)
+            self._couples.drive = address("drive", drive, self.shape, INT32)
         if mask is not None:
-            self._couples.mask = _address("mask", mask, self.shape, _FLAGS)
+            self._couples.mask = address("mask", mask, self.shape, *_FLAGS)
         self._at = ctypes.byref(self._couples)
 
     def advance(self, messages: Sequence[Array], *, waiting: Array | None = None, bias: Array | None = None, instructions: int) -> int:
         """One model step in place, with messages of 1, 2 or 4 bytes, what has waited (zeroed here) and a bias (neurons,) of int32; how many spikes are sent."""
         couples = self._couples
-        _require(len(messages) <= native.MOST_MESSAGES, f"{len(messages)} messages are more than the {native.MOST_MESSAGES} of a step")
+        require(len(messages) <= native.MOST_MESSAGES, f"{len(messages)} messages are more than the {native.MOST_MESSAGES} of a step")
         for place, message in enumerate(messages):
-            couples.message[place] = _address("message", message, self.shape, CURRENTS)
+            couples.message[place] = address("message", message, self.shape, *CURRENTS)
             couples.bytes[place] = message.itemsize
         couples.messages = len(messages)
-        couples.waiting = None if waiting is None else _address("waiting", waiting, self.shape, (_INT32,), True)
-        couples.bias = None if bias is None else _address("bias", bias, self.shape[1:], (_INT32,))
+        couples.waiting = None if waiting is None else address("waiting", waiting, self.shape, INT32, written=True)
+        couples.bias = None if bias is None else address("bias", bias, self.shape[1:], INT32)
         return int(native.loaded().toolchain_couples(self._at, self._samples, _usable(instructions)))
 
 
 def collect(waiting: Array, message: Array, *, instructions: int) -> None:
     """Add a message of 1, 2 or 4 bytes to what waits, an int32 for each of its values."""
-    to, from_ = _address("waiting", waiting, message.shape, (_INT32,), True), _address("message", message, message.shape, CURRENTS)
+    to = address("waiting", waiting, message.shape, INT32, written=True)
+    from_ = address("message", message, message.shape, *CURRENTS)
     native.loaded().toolchain_collect(to, from_, message.itemsize, message.size, _usable(instructions))
-
-
-def _require(true: bool, otherwise: str) -> None:
-    if not true:
-        raise ToolchainError(f"the native kernel cannot take this: {otherwise}")
-
-
-def _array(name: str, array: Any, shape: tuple[int, ...], kinds: Sequence[np.dtype[Any]], written: bool = False) -> Array:
-    """The array, if it is what the kernel takes it for."""
-    if isinstance(array, np.ndarray) and array.shape == shape and array.dtype in kinds:
-        flags = array.flags
-        if flags.carray if written else flags.c_contiguous and flags.aligned:
-            return array
-    wanted = " or ".join(str(kind) for kind in kinds)
-    given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-    lies = "in one piece and writable" if written else "in one piece"
-    raise ToolchainError(f"the native kernel cannot take this: '{name}' must be an array of {wanted} {shape}, {lies}, and not {given}")
-
-
-def _address(name: str, array: Array, shape: tuple[int, ...], kinds: Sequence[np.dtype[Any]], written: bool = False) -> int:
-    return _array(name, array, shape, kinds, written).ctypes.data
 
 
 def _runs(axis: str, begin: Array, runs: Array, size: int, slots: int) -> list[Array]:
     """Where runs begin and the runs themselves, of which none leaves `size` targets or `slots` of the kernel."""
-    _require(np.size(begin) > 1, f"its {axis} begin nowhere")
-    found = [_array(f"{axis} begin", begin, (np.size(begin),), (_INT32,)), _array(axis, runs, (*np.shape(runs)[:1], 3), (_INT32,))]
+    require(np.size(begin) > 1, f"its {axis} begin nowhere")
+    found = [checked(f"{axis} begin", begin, (np.size(begin),), INT32), checked(axis, runs, (*np.shape(runs)[:1], 3), INT32)]
     steps = np.diff(begin)
-    _require(begin[0] >= 0 and bool((steps >= 0).all()) and begin[-1] <= len(runs), f"its {axis} begin outside {len(runs)} runs")
+    require(begin[0] >= 0 and bool((steps >= 0).all()) and begin[-1] <= len(runs), f"its {axis} begin outside {len(runs)} runs")
     target, slot, length = runs.astype(np.int64).T
     inside = (runs >= 0).all() and (target + length <= size).all() and (slot + length <= slots).all()
-    _require(bool(inside), f"a run of its {axis} leaves the {size} of the target or the {slots} of the kernel")
+    require(bool(inside), f"a run of its {axis} leaves the {size} of the target or the {slots} of the kernel")
     return found
 
 
 def _places(places: tuple[Array, Array, Array], count: int, sizes: tuple[int, int]) -> list[Array]:
     names = ("place's row", "place's column", "order of places")
-    found = [_array(name, array, (count,), (_INT32,)) for name, array in zip(names, places, strict=True)]
+    found = [checked(name, array, (count,), INT32) for name, array in zip(names, places, strict=True)]
     for name, array, size in zip(names, found, (*sizes, count), strict=True):
-        _require(bool(((array >= 0) & (array < size)).all()), f"a {name} is not within 0 to {size - 1}")
+        require(bool(((array >= 0) & (array < size)).all()), f"a {name} is not within 0 to {size - 1}")
     return found
 
 
 def _usable(instructions: int) -> int:
     """A place in INSTRUCTION_SETS that this machine has: another would end the process."""
-    _require(0 <= instructions <= _widest(), f"instruction set {instructions} is not within 0 to {_widest()}")
+    require(0 <= instructions <= _widest(), f"instruction set {instructions} is not within 0 to {_widest()}")
     return instructions
 
 
