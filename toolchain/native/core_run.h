@@ -32,12 +32,13 @@ TARGET APART static void NAME(settle)(const PopulationPlan *plan, State *state, 
 #define PARTS (64 / BYTES)
 typedef uint16_t NAME(Vector) __attribute__((vector_size(BYTES), may_alias));
 
-/* TILES times 64 lanes, of which `lanes` are there. A row has two weights in each 16 bits, both 128 too large: the sum of the high ones, and of both, modulo 2^16,
+/* TILES times 64 lanes, of which `lanes` are there; keep: -1 adds to the sums there were, 0 begins them. A row has two weights in each 16 bits, both 128 too large: the sum of the high ones, and of both, modulo 2^16,
    which up to TOGETHER rows cannot confuse. */
 #define SUM(TILES)                                                                                                                              \
     TARGET static void NAME(sum_##TILES)(const uint8_t *weights, int64_t stride, const int32_t *rows, int64_t length, int32_t sign, int32_t lanes, \
-                                         int32_t *sums) {                                                                                       \
-        for (int64_t from = 0; from < length;) {                                                                                                \
+                                         int32_t keep, int32_t *sums) {                                                                         \
+        int64_t from = 0;                                                                                                                       \
+        do {                                                                                                                                    \
             const int64_t until = from + AT_ONCE(length - from);                                                                                \
             const int32_t bias = 128 * (int32_t)(until - from);                                                                                 \
             NAME(Vector) all[TILES * PARTS] = {{0}}, high[TILES * PARTS] = {{0}};                                                               \
@@ -55,11 +56,12 @@ typedef uint16_t NAME(Vector) __attribute__((vector_size(BYTES), may_alias));
                 int32_t *restrict to = sums + t / PARTS * 64 + t % PARTS * (BYTES / 2);                                                         \
                 memcpy(part, &low, BYTES);                                                                                                      \
                 memcpy(part + BYTES / 2, high + t, BYTES);                                                                                      \
-                for (int j = 0; j < BYTES / 2; j++) to[j] += sign * (part[j] - bias);                                                           \
+                for (int j = 0; j < BYTES / 2; j++) to[j] = (to[j] & keep) + sign * (part[j] - bias);                                           \
                 if (t / PARTS * 64 + 64 > lanes) continue;                                                                                      \
-                for (int j = 0; j < BYTES / 2; j++) to[32 + j] += sign * (part[BYTES / 2 + j] - bias);                                          \
+                for (int j = 0; j < BYTES / 2; j++) to[32 + j] = (to[32 + j] & keep) + sign * (part[BYTES / 2 + j] - bias);                     \
             }                                                                                                                                   \
-        }                                                                                                                                       \
+            keep = -1;                                                                                                                          \
+        } while (from < length);                                                                                                                \
     }
 #ifdef FAULT_NO_FLUSH
 #define AT_ONCE(LENGTH) (LENGTH)
@@ -77,7 +79,7 @@ SUM(1)
 #undef AT_ONCE
 #undef PARTS
 #undef BYTES
-typedef void NAME(Sum)(const uint8_t *, int64_t, const int32_t *, int64_t, int32_t, int32_t, int32_t *);
+typedef void NAME(Sum)(const uint8_t *, int64_t, const int32_t *, int64_t, int32_t, int32_t, int32_t, int32_t *);
 static NAME(Sum) *const NAME(sums)[MOST] = {
     NAME(sum_1),
 #if SET >= 2
@@ -85,27 +87,26 @@ static NAME(Sum) *const NAME(sums)[MOST] = {
 #endif
 };
 
-TARGET static void NAME(sum_rows)(const SynapsePlan *way, const int32_t *rows, int64_t length, int minus, int32_t *sums) {
+TARGET static inline void NAME(sum_rows)(const SynapsePlan *way, const int32_t *rows, int64_t length, int32_t sign, int32_t keep, int32_t *sums) {
     for (int32_t lane = 0; lane < way->lanes;) {
         const int32_t left = way->lanes - lane, tiles = (left + 63) / 64 < MOST ? (left + 63) / 64 : MOST;
-        NAME(sums)[tiles - 1](way->rows + lane, way->row_bytes, rows, length, minus ? -1 : 1, left, sums + lane);
+        NAME(sums)[tiles - 1](way->rows + lane, way->row_bytes, rows, length, sign, left, keep, sums + lane);
         lane += 64 * tiles;
     }
 }
 #undef MOST
 #else
-TARGET static void NAME(sum_rows)(const SynapsePlan *way, const int32_t *rows, int64_t length, int minus, int32_t *sums) {
+TARGET static void NAME(sum_rows)(const SynapsePlan *way, const int32_t *rows, int64_t length, int32_t sign, int32_t keep, int32_t *sums) {
+    for (int32_t j = 0; j < way->lanes; j++) sums[j] &= keep;
     for (int64_t k = 0; k < length; k++)
-        for (int32_t j = 0; j < way->lanes; j++) {
-            const int32_t weight = way->rows[rows[k] * way->row_bytes + j / 64 * 64 + j % 32 * 2 + j % 64 / 32] - 128;
-            sums[j] += minus ? -weight : weight;
-        }
+        for (int32_t j = 0; j < way->lanes; j++)
+            sums[j] += sign * (way->rows[rows[k] * way->row_bytes + j / 64 * 64 + j % 32 * 2 + j % 64 / 32] - 128);
 }
 #endif
 
-TARGET APART static void NAME(add_events)(const SynapsePlan *way, const PopulationPlan *source, const List *list, int minus, Work *work, int32_t *sums) {
+TARGET APART static void NAME(add_events)(const SynapsePlan *way, const PopulationPlan *source, const List *list, int32_t sign, int32_t keep, Work *work, int32_t *sums) {
     if (!way->take_begin) {
-        NAME(sum_rows)(way, list->position, list->length, minus, sums);
+        NAME(sum_rows)(way, list->position, list->length, sign, keep, sums);
         return;
     }
     const int32_t lanes = source->lanes, *begin = list->begin, *position = list->position;
@@ -126,7 +127,7 @@ TARGET APART static void NAME(add_events)(const SynapsePlan *way, const Populati
 #endif
             length += found;
         }
-        NAME(sum_rows)(way, rows, length, minus, sums + (int64_t)t * way->lanes);
+        NAME(sum_rows)(way, rows, length, sign, keep, sums + (int64_t)t * way->lanes);
     }
 }
 
@@ -149,8 +150,31 @@ TARGET static inline void NAME(add_row)(int64_t *restrict sums, const int32_t *r
     for (; j < length; j++) sums[j] += (int64_t)value * weights[j];
 }
 
+#if SET >= 2
+/* A matrix of values, 64 lanes at a time, their sums in registers. */
+TARGET static void NAME(add_matrix)(const SynapsePlan *way, const List *list, const int32_t *values, int32_t sign, int64_t *sums) {
+    for (int64_t lane = 0; lane < way->slab; lane += 64) {
+        __m512i sum[8];
+        _Pragma("GCC unroll 8") for (int v = 0; v < 8; v++) sum[v] = _mm512_loadu_si512(sums + lane + 8 * v);
+        for (int64_t k = 0; k < list->length; k++) {
+            const int32_t *row = way->weight + list->position[k] * way->slab + lane;
+            const __m512i value = _mm512_set1_epi64(values ? values[k] : sign);
+            _Pragma("GCC unroll 8") for (int v = 0; v < 8; v++)
+                sum[v] = _mm512_add_epi64(sum[v], _mm512_mul_epi32(_mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)(row + 8 * v))), value));
+        }
+        _Pragma("GCC unroll 8") for (int v = 0; v < 8; v++) _mm512_storeu_si512(sums + lane + 8 * v, sum[v]);
+    }
+}
+#endif
+
 TARGET APART static void NAME(add_values)(const SynapsePlan *way, int32_t source_lanes, int32_t target_lanes, const List *list, const int32_t *values,
                                           int32_t sign, const uint8_t *mask, int64_t *restrict sums) {
+#if SET >= 2
+    if (way->form == MATRIX && !mask && way->slab % 64 == 0) {
+        NAME(add_matrix)(way, list, values, sign, sums);
+        return;
+    }
+#endif
     for (int64_t k = 0; k < list->length; k++) {
         const int32_t position = list->position[k];
         const int32_t value = values ? values[k] : sign;
@@ -315,11 +339,12 @@ TARGET static void NAME(deliver)(const PhasePlan *phase, int32_t index, const Em
         arrival->by_product++;
         return;
     }
-    memset(arrival->sums32, 0, (size_t)target->size * sizeof(int32_t));
-    for (int minus = 0; minus < 2; minus++) {
-        const List *list = minus ? &emission->minus : &emission->plus;
-        if (mask && list->length) list = masked(list, mask, source->places, work);
-        if (list->length) NAME(add_events)(way, source, list, minus, work, arrival->sums32);
+    int32_t keep = 0; /* the first list begins the sums */
+    for (int32_t sign = 1; sign >= -1; sign -= 2) {
+        const List *list = sign > 0 ? &emission->plus : &emission->minus;
+        if (!list->length) continue;
+        NAME(add_events)(way, source, mask ? masked(list, mask, source->places, work) : list, sign, keep, work, arrival->sums32);
+        keep = -1;
     }
     arrival->by_event++;
 }
