@@ -117,7 +117,7 @@ def _train(
     if not os.fspath(output):
         raise UsageError("the run folder has an empty name: give one with -o RUN")
     module = _module(model, chosen)
-    gradients_of.fits(module)
+    gradients_of.fits(module.to(device))  # where it will train: the native kernel is for the CPU
     _check_training(chosen, device)
     folder, first = Path(output), processes.rank() == 0
     if first:
@@ -312,7 +312,7 @@ class _Run:
         import torch
 
         self.config, self.method, self.folder, self.device = chosen, method, folder, device
-        self.module = module.to(device)
+        self.module = module
         self.optimizer = optimizer.make(chosen.train, self.module)
         self.generator = torch.Generator().manual_seed(chosen.seed)
         self.files = metrics.Writer(folder, chosen.train.metrics)

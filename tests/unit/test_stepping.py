@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import native
+import toolchain
+from toolchain import devices, native
 from toolchain.errors import ToolchainError, UsageError
 from toolchain.layers import FeedbackSNN, Frobenius, Limited, Neuron, Scale, TrainedThreshold
 from toolchain.layers.connections import prepare
@@ -287,6 +289,8 @@ def test_without_a_library_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("fast", nn.Conv2d(4, 4, 3, 1, 1, bias=False), "unknown kernel 'fast': choose one of auto, native, torch"),
         ("native", nn.Conv2d(4, 4, 3, 1, 1, groups=2, bias=False), "it has no convolution with groups"),
+        ("fast", nn.Conv2d(4, 4, 3, 1, 1), "unknown kernel 'fast': choose one of auto, native, torch"),
+        ("native", nn.Conv2d(4, 4, 3, 1, 1), "it has relays, skips from the input or feedback with a bias"),
     ],
 )
 def test_spide_refuses_a_kernel_that_cannot_run_before_it_trains(kernel: str, module: nn.Module, said: str) -> None:
@@ -295,7 +299,17 @@ def test_spide_refuses_a_kernel_that_cannot_run_before_it_trains(kernel: str, mo
     )
     with pytest.raises(UsageError, match=said):
         get("spide", 100.0, {"kernel": kernel}).fits(model)
+    with pytest.raises(UsageError, match=said):
+        model.equilibrium(torch.rand(2, 1, 5, 5), kernel=kernel)  # type: ignore[arg-type]
     get("spide", 100.0, {"kernel": "torch"}).fits(model)
+
+
+def test_training_refuses_the_native_kernel_on_another_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch's device without memory stands for a GPU."""
+    monkeypatch.setattr(devices, "pick", lambda _: torch.device("meta"))
+    with pytest.raises(UsageError, match="it runs on the CPU and the network is on meta: move it, or leave kernel at 'auto'"):
+        toolchain.train("digits-fc", method="spide", settings={"train.options.kernel": "native"}, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @needs_kernel

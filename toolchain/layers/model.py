@@ -254,7 +254,7 @@ class FeedbackSNN(nn.Module):
         statistics = self._input_statistics(values, events)
         steady, late = self._biases(dropped), self._late_biases(dropped)
         driven = self._driven(values[..., 0] if events else values, statistics, dropped)
-        if self._native(kernel, maps, driven, late):
+        if self._native(kernel, maps, driven[0], late):
             stage = self._stage(maps, {**steady, **driven}, dropped, driven[0])
             currents = (self._driven(values[..., t], statistics, dropped)[0] for t in range(self.time_steps)) if events else None
             return self._native_equilibrium(stage, values, currents, trace=trace)
@@ -300,14 +300,20 @@ class FeedbackSNN(nn.Module):
             trains=tuple(torch.stack(train) for train in trains) if trace else (),
         )
 
-    def _native(self, kernel: Kernel, maps: Mapping[str, Map], driven: Mapping[int, Tensor], late: Mapping[int, Tensor]) -> bool:
-        """Whether the native kernel runs the time steps: it knows neurons only, and currents of the input for layer 0 only."""
-        plain_chain = not self.relays and not late and driven.keys() == {0}
+    @torch.no_grad()
+    def check_kernel(self, kernel: Kernel) -> None:
+        """UsageError where `kernel` is none, or is the native one and cannot run the time steps where the weights are now."""
+        self._native(kernel, self.maps(), next(self.parameters()), self._late_biases({}))
+
+    def _native(self, kernel: Kernel, maps: Mapping[str, Map], like: Tensor, late: Mapping[int, Tensor]) -> bool:
+        """Whether the native kernel runs the time steps on tensors like `like`: it knows neurons only, and currents of the input for layer 0 only."""
+        plain_chain = not self.relays and not late and all(source is not None for source, _ in self.shortcuts)
         if kernel == "native" and not plain_chain:
             raise UsageError(
                 f"the native kernel cannot run '{self.name}': it has relays, skips from the input or feedback with a bias; leave kernel at 'auto'"
             )
-        return plain_chain and stepping.chosen(kernel, list(maps.values()), driven[0])
+        able = stepping.chosen(kernel, list(maps.values()), like)  # refuses an unknown kernel, whatever the network
+        return able and plain_chain
 
     def _stage(self, maps: Mapping[str, Map], bias: Mapping[int, Tensor], dropped: Mapping[str, Tensor], like: Tensor) -> Stage:
         """The forward time steps laid out for the native kernel; `like` has a row a sample."""

@@ -331,7 +331,7 @@ class Spide:
 
     def fits(self, model: FeedbackSNN) -> None:
         fits(model)
-        chosen(self.kernel, list(model.maps().values()), next(model.parameters()))
+        model.check_kernel(self.kernel)
 
     def gradients(
         self, model: FeedbackSNN, images: Tensor, labels: Tensor, generator: torch.Generator, step: Callable[[], object] | None = None
