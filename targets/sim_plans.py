@@ -45,11 +45,16 @@ NEVER = 2**62
 LARGEST_TABLE = 2**27
 """Most weights of one connection as it is laid out."""
 
-A_TARGET, A_TAKE, A_ROW = 25.0, 4.0, 1.5
-"""What sums by event cost, in cycles: for every target place, every source place that it takes from, every 64 lanes of a row; measured with AVX-512."""
+A_TARGET, A_TAKE, A_ROW, A_FAR_ROW = 30.0, 6.0, 1.9, 2.5
+"""What sums by event cost, in cycles: for every target place, every source place that it takes from, every 64 lanes of a row, and of a row from a table larger than `NEAR`
+bytes; measured with AVX-512."""
 
-MULTIPLIED = (2.0, 12.0, 40.0, 100.0)
-"""Products a cycle, by instruction set; measured."""
+NEAR = 2**19
+A_BLOCK, A_PLACE, A_REST = 13.0, 2.0, 1.5
+"""What products cost, in cycles for four source channels and 64 lanes: for six target places at once, and for each of the rest; measured with VNNI."""
+
+SLOWER_EVENTS, SLOWER_PRODUCTS = (4.0, 2.0, 1.0, 1.0), (50.0, 8.0, 2.5, 1.0)
+"""The same with other instruction sets, by their place in `phases.INSTRUCTION_SETS`: times as many."""
 
 
 class Unfit(Exception):
@@ -336,12 +341,18 @@ class Way:
         """From how many events on products cost less."""
         if currents != "measured":
             return NEVER if currents == "events" else 0
-        plan = made.plan
-        multiplied = sum(c.plan.targets * c.plan.taps for c in made.parts) * plan.quads * 4 * plan.lanes
+        plan, tiles = made.plan, made.plan.lanes / 64
+        windows_cost = 0.0
+        for part in made.parts:
+            blocks, rest = divmod(part.plan.targets, 6)
+            windows_cost += part.plan.taps * (blocks * A_BLOCK + rest * A_PLACE + A_REST * (rest > 0))
+        products = windows_cost * plan.quads * tiles * SLOWER_PRODUCTS[instructions]
         takes = self.source.places if plan.form == phases.MATRIX else len(made.arrays["takes"])
-        slower = 1 if instructions >= 2 else 2 if instructions else 4
-        event = takes / self.source.places * plan.row_bytes / 64 * A_ROW * slower
-        return max(1, int((multiplied / MULTIPLIED[instructions] - plan.targets * A_TARGET - takes * A_TAKE) / event))
+        row = A_FAR_ROW if made.arrays["rows"].nbytes > NEAR else A_ROW
+        fixed_cost = plan.targets * A_TARGET + (0 if plan.form == phases.MATRIX else takes * A_TAKE)
+        event = takes / self.source.places * tiles * row
+        slower = SLOWER_EVENTS[instructions]
+        return max(1, int((products - fixed_cost * slower) / (event * slower)))
 
 
 @dataclass(frozen=True)
