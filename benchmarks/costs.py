@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import workloads
 
-from toolchain import codec, data, models
+from toolchain import codec, data
 from toolchain.compiler import forward_only, lowered
 from toolchain.errors import UsageError
 from toolchain.native import phases
@@ -167,7 +167,7 @@ def peak() -> float:
 def inside(what: str) -> dict[str, Any]:
     whole = what == "mnist"
     found = data.load("mnist") if whole else data.load("mnist-1k", samples=256)
-    graph = forward_only(LOIHI_PIPELINE(lowered(find(models.get("convnet-f").name), 30)))
+    graph = forward_only(LOIHI_PIPELINE(lowered(find("convnet-f"), 30)))
     with replace(SIM, device="cpu").compile(graph) as run:
         before = peak()
         began = time.perf_counter()

@@ -201,6 +201,8 @@ def compiled(network: Network) -> Run:
     """torch.compile at its most thorough, with the weights laid out for the processor; it counts the last population only."""
     import torch._inductor.config as inductor
 
+    if network.steps % UNROLLED:
+        raise ValueError(f"{network.steps} time steps are no multiple of the {UNROLLED} that are compiled together")
     inductor.freezing = True
     torch._dynamo.reset()
     steps = torch.compile(Steps(network).eval(), dynamic=False, mode="max-autotune")

@@ -42,6 +42,7 @@ from toolchain.targets.sim import SIM, Sim
 from toolchain.versions import versions
 
 PARTS = ("table", "lava", "linear", "memory", "mnist")
+WEIGHTS = ("random", "trained")
 COMPARED = {"W1": 8, "W2": 2, "W3": 1}
 """Samples that run on `reference`, which is slow."""
 
@@ -268,11 +269,12 @@ def markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 def chosen(asked: argparse.Namespace) -> list[Callable[[], Workload]]:
     """The workloads asked for, each built when its turn comes."""
     made: list[Callable[[], Workload]] = []
+    weights = asked.weights.split(",")
     for name in asked.workloads.split(","):
-        if "random" in asked.weights:
+        if "random" in weights:
             densities = [float(percent) / 100 for percent in asked.density.split(",")]
             made += [partial(workloads.random, name, density) for density in (densities[:1] if name == "W3" else densities)]
-        if "trained" in asked.weights and name != "W3":
+        if "trained" in weights and name != "W3":
             made.append(partial(workloads.trained, name))
     return made
 
@@ -305,10 +307,16 @@ def main() -> int:
     asked = options()
     torch.set_num_threads(1)
     parts = [*asked.parts.split(","), *(["mnist"] if asked.full else [])]
-    unknown = [part for part in parts if part not in PARTS] + [name for name in asked.workloads.split(",") if name not in workloads.MODELS]
-    if unknown:
-        print(f"there is no {unknown[0]}: the parts are {', '.join(PARTS)}, the workloads {', '.join(workloads.MODELS)}", file=sys.stderr)
-        return 2
+    choices = {
+        "part": (parts, PARTS),
+        "workload": (asked.workloads.split(","), workloads.MODELS),
+        "weights": (asked.weights.split(","), WEIGHTS),
+    }
+    for what, (given, known) in choices.items():
+        for name in given:
+            if name not in known:
+                print(f"unknown {what} '{name}': choose from {', '.join(known)}", file=sys.stderr)
+                return 2
     made: dict[str, Any] = {"machine": machine(), "versions": versions(), "seed": workloads.SEED}
     if "table" in parts:
         peers = Peers(asked.peers)

@@ -17,10 +17,11 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,9 @@ SECONDS = 12.0
 """About how long each row is measured."""
 
 LEAST_PASSES = 5
+
+COMPARED = 16
+"""Samples whose gradients are compared in float64."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,57 @@ def speeds(works: Mapping[str, Callable[[], object]], samples: int) -> dict[str,
     return {name: samples / median(found[1:]) for name, found in times.items()}
 
 
+def measured(model: FeedbackSNN, x: Tensor, y: Tensor, kernels: Sequence[Kernel]) -> dict[str, Any]:
+    """A row: the share of couples that fire at a step, how far each kernel is from the plain equations, and the speeds. SystemExit where float64 differs."""
+    samples = len(x)
+    dropout = spide.dropout_factors(model, samples, torch.Generator().manual_seed(1))
+    few = min(samples, COMPARED)
+    exact = {key: value[:few].double() for key, value in dropout.items()}
+    double = NETWORK.build().double()
+    double.load_state_dict(model.state_dict())
+    reference = plainly(double, x[:few].double(), y[:few], exact)
+    single = plainly(model, x, y, dropout)
+    row: dict[str, Any] = {
+        "batch": samples,
+        "forward_density": density(single.forward, model.time_steps),
+        "feedback_density": density(single.feedback, model.feedback_steps),
+    }
+    works: dict[str, Callable[[], object]] = {"plain": partial(plainly, model, x, y, dropout)}
+    for kernel in kernels:
+        share, *spikes = gap(ours(double, x[:few].double(), y[:few], exact, kernel), reference)
+        if share > 1e-12 or any(spikes):
+            raise SystemExit(f"{kernel}: float64 gradients differ by {share:.1e} of their largest value, {spikes} neurons in their spikes")
+        share32, forward, feedback = gap(ours(model, x, y, dropout, kernel), single)
+        row |= {f"{kernel}_gap64": share, f"{kernel}_gap32": share32, f"{kernel}_neurons32": (forward, feedback)}
+        works[kernel] = partial(ours, model, x, y, dropout, kernel)
+    found = speeds(works, samples)
+    return row | found | {f"{kernel}_ratio": found[kernel] / found["plain"] for kernel in kernels}
+
+
+def density(counts: Sequence[Tensor], steps: int) -> float:
+    """Spikes of either sign a couple and time step, over all layers."""
+    return sum(float(c.double().sum()) for c in counts) / sum(c.numel() for c in counts) / steps
+
+
+def shown(rows: Sequence[Mapping[str, Any]], kernels: Sequence[Kernel]) -> str:
+    cells = [
+        [
+            row["weights"],
+            str(row["batch"]),
+            f"{100 * row['forward_density']:.1f} / {100 * row['feedback_density']:.2f}",
+            f"{row['plain']:.1f}",
+            *(f"{row[k]:.1f} = {row[f'{k}_ratio']:.1f} x" for k in kernels),
+            *(
+                f"{row[f'{k}_gap64']:.0e}, {row[f'{k}_gap32']:.0e}, {row[f'{k}_neurons32'][0]} + {row[f'{k}_neurons32'][1]}"
+                for k in kernels
+            ),
+        ]
+        for row in rows
+    ]
+    heads = [f"kernel {k}" for k in kernels] + [f"{k}: gap float64, float32, neurons that differ in float32" for k in kernels]
+    return "\n".join(table(["weights", "batch", "density % fwd / fb", "plain torch", *heads], cells))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--weights", nargs="+", choices=list(WEIGHTS), default=list(WEIGHTS))
@@ -166,50 +221,10 @@ def main() -> None:
     for name in asked.weights:
         model = WEIGHTS[name]()
         for samples in asked.batches:
-            x, y = images[-samples:], labels[-samples:]
-            dropout = spide.dropout_factors(model, samples, torch.Generator().manual_seed(1))
-            few = min(samples, 16)
-            exact = {key: value[:few].double() for key, value in dropout.items()}
-            double = NETWORK.build().double()
-            double.load_state_dict(model.state_dict())
-            reference = plainly(double, x[:few].double(), y[:few], exact)
-            single = plainly(model, x, y, dropout)
-            works: dict[str, Callable[[], object]] = {"plain": partial(plainly, model, x, y, dropout)}
-            density = [
-                sum(float(c.double().mean()) * c.numel() for c in part) / samples / 18816 / steps
-                for part, steps in ((single.forward, 30), (single.feedback, 100))
-            ]
-            row = {"weights": name, "batch": samples, "forward_density": density[0], "feedback_density": density[1]}
-            for kernel in kernels:
-                share, *spikes = gap(ours(double, x[:few].double(), y[:few], exact, kernel), reference)
-                if share > 1e-12 or any(spikes):
-                    raise SystemExit(
-                        f"{kernel}: float64 gradients differ by {share:.1e} of their largest value, {spikes} neurons in their spikes"
-                    )
-                share32, forward, feedback = gap(ours(model, x, y, dropout, kernel), single)
-                row |= {f"{kernel}_gap64": share, f"{kernel}_gap32": share32, f"{kernel}_neurons32": (forward, feedback)}
-                works[kernel] = partial(ours, model, x, y, dropout, kernel)
-            found = speeds(works, samples)
-            row |= found | {f"{kernel}_ratio": found[kernel] / found["plain"] for kernel in kernels}
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    cells = [
-        [
-            row["weights"],
-            str(row["batch"]),
-            f"{100 * row['forward_density']:.1f} / {100 * row['feedback_density']:.2f}",
-            f"{row['plain']:.1f}",
-            *(f"{row[k]:.1f} = {row[f'{k}_ratio']:.1f} x" for k in kernels),
-            *(
-                f"{row[f'{k}_gap64']:.0e}, {row[f'{k}_gap32']:.0e}, {row[f'{k}_neurons32'][0]} + {row[f'{k}_neurons32'][1]}"
-                for k in kernels
-            ),
-        ]
-        for row in rows
-    ]
-    heads = [f"kernel {k}" for k in kernels] + [f"{k}: gap float64, float32, neurons that differ in float32" for k in kernels]
+            rows.append({"weights": name, **measured(model, images[-samples:], labels[-samples:], kernels)})
+            print(json.dumps(rows[-1]), flush=True)
     print("ConvNet-F by SPIDE, T 30, T_B 100, samples per second of CPU time (both stages and all gradients)")
-    print("\n".join(table(["weights", "batch", "density % fwd / fb", "plain torch", *heads], cells)))
+    print(shown(rows, kernels))
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {asked.threads} thread(s)"
     if not native.missing():
         machine += f", {native.INSTRUCTION_SETS[native.widest()]}"

@@ -43,10 +43,6 @@ class Workload:
     images: Array
     gains: dict[str, float]
 
-    @property
-    def title(self) -> str:
-        return f"{self.name} {self.exact.provenance.model}, {self.weights}"
-
     def densities(self, result: Result) -> dict[str, float]:
         """Spikes a neuron and time step, by population."""
         steps = self.exact.phase("forward").time_steps
@@ -118,12 +114,9 @@ def write(work: Workload, path: Path, samples: int) -> None:
     encoded = codec.encode_input(graph, codec.check_inputs(graph, work.images[:samples]))
     (drive,) = phase.drive
     first = _connection(drive.ops, graph, arrays, 2.0 ** (drive.exponent - drive.shift))
-    shape = graph.population(
-        drive.population
-    ).shape  # of full shape: it holds what the normalisation of the image makes, which differs at padded borders
-    arrays["offset"] = (
-        np.zeros(shape) if drive.bias is None else np.ldexp(graph.tensors[drive.bias].astype(float), drive.exponent - drive.shift)
-    )
+    # of full shape: it holds what the normalisation of the image makes, which differs at padded borders
+    offset = np.zeros(graph.population(drive.population).shape) if drive.bias is None else graph.tensors[drive.bias].astype(float)
+    arrays["offset"] = np.ldexp(offset, drive.exponent - drive.shift)
     connections, readout = [], {}
     for synapse in phase.synapses:
         made = _connection(synapse.ops, graph, arrays)
@@ -163,7 +156,7 @@ def _connection(ops: Sequence[Op], graph: Graph, arrays: dict[str, Array], facto
 
 def _bias(graph: Graph, population: str, arrays: dict[str, Array]) -> dict[str, Any]:
     """The bias of a population as that of the connection into it."""
-    found = [(start, current) for start, current in codec.bias_currents(graph, graph.phase("forward")).get(population, [])]
+    found = codec.bias_currents(graph, graph.phase("forward")).get(population, [])
     if not found:
         return {}
     ((start, current),) = found
