@@ -656,7 +656,7 @@ def test_any_batch_by_any_number_of_threads(samples: int, threads: int, assert_s
         torch.set_num_threads(before)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_drawn_graphs(data: st.DataObject, drawn: Any, assert_same: Any) -> None:
     """Every operation, loop, relay and leak that tests/property can draw, in every form."""
