@@ -22,7 +22,7 @@ from toolchain.native import steps
 from toolchain.native.arrays import Array
 
 Kernel = Literal["auto", "native", "torch"]
-"""What runs time steps: the native kernel, torch, or the native kernel wherever it can."""
+"""What runs time steps: the native kernel wherever it can and else torch, the native kernel or an error, torch."""
 
 KERNELS = ("auto", "native", "torch")
 PIECES_A_THREAD = 4
