@@ -1,8 +1,7 @@
-"""The simulator: integer graphs, batched, bit-exact with `reference`, on CPU or CUDA.
+"""The simulator: integer graphs, batched, bit-exact with `reference`, on CPU or CUDA; docs/simulator.md says how.
 
-Each connection's products run in the narrowest float type in which every partial sum is a whole number the type holds exactly (float32 below 2^24,
-float64 below 2^53); the bound comes from the weights themselves, before the run. Everything else is whole numbers: int32 where a proven bound
-allows it, int64 elsewhere.
+On a CPU the compiled core runs whole phases (`sim_native`), on CUDA ticks on static buffers do (`cuda_ticks`); torch, tick by tick, serves everywhere else
+(`_Integers`).
 """
 
 from __future__ import annotations
@@ -37,8 +36,9 @@ CURRENTS = ("measured", "events", "dense")
 
 @dataclass(frozen=True)
 class Sim:
-    """`device` is auto, cpu or cuda. On a CPU the compiled core runs whole phases, sample by sample (`kernel` auto or native); torch runs them tick by tick, up to
-    `batch` samples together, where there is no core or `kernel` is torch. `instructions` bounds the core's instruction set (a place in `phases.INSTRUCTION_SETS`)."""
+    """`device` is auto, cpu or cuda. On a CPU the compiled core runs whole phases, sample by sample (`kernel` auto or native); torch runs them tick by tick where there is
+    no core or `kernel` is torch. Torch and a GPU advance up to `batch` samples together. `currents` is how the core adds up what spikes cause (`CURRENTS`), `instructions`
+    an upper bound on its instruction set (a place in `phases.INSTRUCTION_SETS`). With `trace` every spike and potential of every step is kept."""
 
     device: str = "auto"
     batch: int = 256
@@ -68,6 +68,8 @@ class Sim:
         for what, chosen, known in (("kernel", self.kernel, KERNELS), ("currents", self.currents, CURRENTS)):
             if chosen not in known:
                 raise unknown(what, chosen, known)
+        if self.batch < 1:
+            raise UsageError(f"batch is {self.batch}: give a whole number from 1")
         if self.instructions not in (None, *range(len(phases.INSTRUCTION_SETS))):
             raise UsageError(
                 f"instructions is {self.instructions!r}: give None, or 0 to {len(phases.INSTRUCTION_SETS) - 1} for {', '.join(phases.INSTRUCTION_SETS)}"
@@ -107,7 +109,12 @@ def _tell(message: str) -> None:
 
 
 class _Integers:
-    """Loihi's arithmetic (see `toolchain.fixed`) for one phase of one graph."""
+    """Loihi's arithmetic (see `toolchain.fixed`) for one phase of one graph, in torch.
+
+    Each connection's products run in the narrowest float type in which every partial sum is a whole number the type holds exactly (float32 below 2^24,
+    float64 below 2^53); the bound comes from the weights themselves, before the run. Everything else is whole numbers: int32 where a proven bound
+    allows it, int64 elsewhere.
+    """
 
     def __init__(self, graph: Graph, phase: Phase, device: torch.device) -> None:
         import torch

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from math import prod
 
 import numpy as np
 
-from toolchain import codec
+from toolchain import codec, native
 from toolchain.errors import ToolchainError
 from toolchain.fixed import INT32_SAFE, decay, largest_constant, largest_total
 from toolchain.ir import DECAY_ONE, Array, Drive, Graph, Identity, Phase, Synapse
 from toolchain.native import phases
 from toolchain.native.phases import HostPlan, PhasePlan, PopulationPlan, SynapsePlan
 from toolchain.target import History, Latch, Result
-from toolchain.targets.sim_plans import Laid, Layout, Unfit, Way, layout
+from toolchain.targets.sim_plans import Connection, Layout, Plan, Unfit, layout
 
 KINDS = {"plus": phases.PLUS, "both": phases.BOTH, "none": phases.READOUT, "graded": phases.RELAY}
 LARGEST_SUM = 2**62
@@ -25,8 +23,6 @@ LARGEST_SIZE = 2**28
 
 LARGEST_RING = 2**28
 """Most neurons of a population times the steps for which its spikes are kept."""
-
-PIECES_A_THREAD = 4
 
 
 class PhaseLayout:
@@ -38,17 +34,17 @@ class PhaseLayout:
         self._currents, self._instructions = currents, instructions
         ranks = {name: rank for rank, name in enumerate(phase.order)}
         self.synapses = sorted(phase.synapses, key=lambda s: ranks[s.target])
-        self._ways = [self._synapse(synapse, ranks) for synapse in self.synapses]
+        self._synapses = [self._synapse(synapse, ranks) for synapse in self.synapses]
         self._populations = [self._population(name) for name in phase.order]
         hosts = {drive.population: self._host(drive, ranks) for drive in phase.drive if drive.source == "input"}
         self._hosts = [made for made in hosts.values() if made is not None]
         self.computed = frozenset(name for name, made in hosts.items() if made is not None)
         self.taken = np.zeros((len(self.synapses), 2), np.int64)
 
-    def _synapse(self, synapse: Synapse, ranks: Mapping[str, int]) -> Laid:
+    def _synapse(self, synapse: Synapse, ranks: Mapping[str, int]) -> Plan:
         source = self.graph.population(synapse.source)
         dynamics = self.phase.dynamics.get(synapse.source)
-        way = Way(
+        way = Connection(
             self.graph,
             synapse.ops,
             self.layouts[synapse.source],
@@ -62,7 +58,7 @@ class PhaseLayout:
         made.plan.still = int(source.kind == "input" and not source.events)
         return made
 
-    def _population(self, name: str) -> Laid:
+    def _population(self, name: str) -> Plan:
         graph, phase, found = self.graph, self.phase, self.graph.population(name)
         dynamics, place = phase.dynamics.get(name), self.layouts[name]
         longest = max((s.delay for s in phase.synapses if s.source == name), default=0)
@@ -82,7 +78,7 @@ class PhaseLayout:
             size=place.size,
             leak=1,
         )
-        made = Laid(plan)
+        made = Plan(plan)
         into = [i for i, synapse in enumerate(self.synapses) if synapse.target == name]
         if into:
             plan.first_in, plan.last_in = into[0], into[-1] + 1
@@ -101,19 +97,19 @@ class PhaseLayout:
             made.point("bias_start", np.array([start for start, _ in biases], np.int32))
         return made
 
-    def _host(self, drive: Drive, ranks: Mapping[str, int]) -> Laid | None:
+    def _host(self, drive: Drive, ranks: Mapping[str, int]) -> Plan | None:
         """The host's connection by the core's wide sums; None where they cannot hold it."""
         (source,) = self.graph.of_kind("input")
         target = self.layouts[drive.population]
         if source.events:
             return None
         try:
-            way = Way(self.graph, drive.ops or (Identity(),), layout(source), target, graded=True, signed=True).laid("events", 0)
+            way = Connection(self.graph, drive.ops or (Identity(),), layout(source), target, graded=True, signed=True).laid("events", 0)
         except Unfit:
             return None
         way.plan.target = ranks[drive.population]
         place = layout(source)
-        made = Laid(HostPlan(way=way.plan, channels=place.channels, places=place.places, shift=drive.shift, exponent=drive.exponent))
+        made = Plan(HostPlan(way=way.plan, channels=place.channels, places=place.places, shift=drive.shift, exponent=drive.exponent))
         made.parts = (way,)
         if drive.bias is not None:
             made.point("bias", target.packed(self.graph.tensors[drive.bias][None].astype(np.int64), np.int64))
@@ -126,27 +122,19 @@ class PhaseLayout:
         phase, order = self.phase, self.phase.order
         self._check(samples, encoded, drives, masks)
         outputs = {name: Output(self, name, samples, trace) for name in order if self._plan(name).kind != phases.INPUT}
-        kept: list[object] = [outputs]
         values = None if encoded is None else np.ascontiguousarray(encoded.reshape(samples, -1), np.int32)
+        currents = {name: self.layouts[name].packed(drive, np.int32) for name, drive in drives.items()}
+        gates = self._gates(masks)
         populations = (PopulationPlan * len(order))(*(made.plan for made in self._populations))
         for plan, name in zip(populations, order, strict=True):
-            if plan.kind == phases.INPUT and values is not None:
-                plan.values = values.ctypes.data
-            if name in drives:
-                packed = self.layouts[name].packed(drives[name], np.int32)
-                plan.drive = packed.ctypes.data
-                kept.append(packed)
+            plan.values = None if values is None or plan.kind != phases.INPUT else values.ctypes.data
+            plan.drive = currents[name].ctypes.data if name in currents else None
             if name in outputs:
                 outputs[name].point(plan)
-        synapses = (SynapsePlan * max(1, len(self.synapses)))(*(made.plan for made in self._ways))
-        packed_masks: dict[tuple[str, Layout], Array] = {}
-        for i, synapse in enumerate(self.synapses):
+        synapses = (SynapsePlan * max(1, len(self.synapses)))(*(made.plan for made in self._synapses))
+        for i, gate in enumerate(gates):
             synapses[i].taken = self.taken[i].ctypes.data
-            if synapse.gate is not None:
-                key = synapse.gate, self.layouts[synapse.source]
-                if key not in packed_masks:
-                    packed_masks[key] = key[1].packed(masks[synapse.gate], np.uint8)
-                synapses[i].mask = packed_masks[key].ctypes.data
+            synapses[i].mask = None if gate is None else gate.ctypes.data
         hosts = (HostPlan * max(1, len(self._hosts)))(*(made.plan for made in self._hosts))
         for host in hosts:
             host.values = None if values is None else values.ctypes.data
@@ -162,9 +150,19 @@ class PhaseLayout:
             synapses=synapses,
             hosts=hosts,
         )
-        _shared_out(plan, samples, threads, self._instructions)
-        del kept
+        native.in_pieces(samples, threads, lambda first, last: phases.run(plan, first, last, instructions=self._instructions))
         return _result(phase, outputs)
+
+    def _gates(self, masks: Mapping[str, Array]) -> list[Array | None]:
+        """Each synapse's mask as its source lies in memory, the same one once."""
+        packed: dict[tuple[str, Layout], Array] = {}
+        found: list[Array | None] = []
+        for synapse in self.synapses:
+            key = synapse.gate or "", self.layouts[synapse.source]
+            if synapse.gate is not None and key not in packed:
+                packed[key] = key[1].packed(masks[synapse.gate], np.uint8)
+            found.append(packed.get(key))
+        return found
 
     def _check(self, samples: int, encoded: Array | None, drives: Mapping[str, Array], masks: Mapping[str, Array]) -> None:
         """ToolchainError unless everything has one entry a sample and neuron."""
@@ -192,16 +190,6 @@ class PhaseLayout:
     def _plan(self, name: str) -> PopulationPlan:
         made: PopulationPlan = self._populations[self.phase.order.index(name)].plan
         return made
-
-
-def _shared_out(plan: PhasePlan, samples: int, threads: int, instructions: int) -> None:
-    pieces = min(samples, PIECES_A_THREAD * threads if threads > 1 else 1)
-    spans = list(pairwise(samples * piece // pieces for piece in range(pieces + 1)))
-    if len(spans) == 1:
-        phases.run(plan, 0, samples, instructions=instructions)
-        return
-    with ThreadPoolExecutor(min(threads, len(spans))) as pool:
-        list(pool.map(lambda span: phases.run(plan, *span, instructions=instructions), spans))
 
 
 class Output:

@@ -46,12 +46,14 @@ LARGEST_TABLE = 2**27
 """Most weights of one connection as it is laid out."""
 
 A_TARGET, A_TAKE, A_ROW, A_FAR_ROW = 30.0, 6.0, 1.9, 2.5
-"""What sums by event cost, in cycles: for every target place, every source place that it takes from, every 64 lanes of a row, and of a row from a table larger than `NEAR`
-bytes; measured with AVX-512."""
+"""What sums by event cost, in cycles: for every target place, every source place that it takes from, every 64 lanes of a row, and of a row from a table larger than `NEAR`.
+Only the choice between two exact forms hangs on these: found with `perf` on one AMD EPYC with AVX-512 VNNI, to about a quarter, on W2 and W3 of `make bench`."""
 
 NEAR = 2**19
+"""Bytes of weights that stay in the cache of a core."""
+
 A_BLOCK, A_PLACE, A_REST = 13.0, 2.0, 1.5
-"""What products cost, in cycles for four source channels and 64 lanes: for six target places at once, and for each of the rest; measured with VNNI."""
+"""What products cost, in cycles for four source channels and 64 lanes: for `phases.ABREAST` target places at once, for each of the rest, and for having one."""
 
 SLOWER_EVENTS, SLOWER_PRODUCTS = (4.0, 2.0, 1.0, 1.0), (50.0, 8.0, 2.5, 1.0)
 """The same with other instruction sets, by their place in `phases.INSTRUCTION_SETS`: times as many."""
@@ -109,13 +111,13 @@ def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
 
 
 @dataclass
-class Laid:
+class Plan:
     """A struct of the core, the arrays that it points to by the names of its fields, and the structs."""
 
     plan: Any
     arrays: dict[str, Array] = field(default_factory=dict)
     structs: Any = None
-    parts: tuple[Laid, ...] = ()
+    parts: tuple[Plan, ...] = ()
 
     def point(self, name: str, array: Array) -> None:
         self.arrays[name] = array
@@ -123,7 +125,7 @@ class Laid:
 
 
 @dataclass(frozen=True)
-class Way:
+class Connection:
     """A connection between two populations: `graded` sources emit values, `signed` ones spikes of both signs."""
 
     graph: Graph
@@ -133,12 +135,12 @@ class Way:
     graded: bool
     signed: bool
 
-    def laid(self, currents: str, instructions: int) -> Laid:
+    def laid(self, currents: str, instructions: int) -> Plan:
         """Its plan, but for populations and delay; Unfit where the core has no form for it."""
         shift = sum(getattr(op, "exponent", 0) for op in self.ops)
         if shift > sim_bounds.LARGEST_EXPONENT:
             raise Unfit(f"a connection shifts by {shift} bits")
-        made = Laid(SynapsePlan(exponent=shift, lanes=self.target.lanes, dense_from=NEVER))
+        made = Plan(SynapsePlan(exponent=shift, lanes=self.target.lanes, dense_from=NEVER))
         path = self._path()
         if path is None:
             self._matrix(made)
@@ -156,7 +158,7 @@ class Way:
             made.plan.dense_from = self._products_from(made, currents, instructions)
         return made
 
-    def _path(self) -> _Path | None:
+    def _path(self) -> _ImagePath | None:
         """None where images do not move place by place: the connection is a matrix then."""
         tensors = self.graph.tensors
         shapes = shapes_along(self.ops, self.source.shape, self.target.shape, tensors)
@@ -178,9 +180,9 @@ class Way:
                 found = windows.chained(found, step, keep_slots=passed)
                 passed, size = passed or op in heavy, windows.image(shape)[axis]
             axes.append(found)
-        return _Path(axes[0], axes[1], heavy[0] if heavy else None)
+        return _ImagePath(axes[0], axes[1], heavy[0] if heavy else None)
 
-    def _window(self, made: Laid, path: _Path) -> None:
+    def _window(self, made: Plan, path: _ImagePath) -> None:
         op, target = path.op, self.target
         assert isinstance(op, (Conv2d, ConvTranspose2d))
         weight = self.graph.tensors[op.weight]
@@ -209,19 +211,19 @@ class Way:
         if alone and op.groups == 1:
             self._dense_window(made, path, full)
 
-    def _diagonal(self, made: Laid, path: _Path) -> None:
+    def _diagonal(self, made: Plan, path: _ImagePath) -> None:
         ones = np.ones(self.source.channels, np.int64)
         factors = ones if path.op is None else self.graph.tensors[str(weight_of(path.op))].astype(np.int64)
         made.plan.form = phases.DIAGONAL
         self._values(made, factors, self.source.channels)
         self._patches(made, path, None)
 
-    def _matrix(self, made: Laid) -> None:
+    def _matrix(self, made: Plan) -> None:
         """A row of the whole target for every position of the source."""
         if self.source.size * self.target.size > LARGEST_TABLE:
             raise Unfit(f"a connection of {prod(self.source.shape):,} with {prod(self.target.shape):,} neurons takes too much memory")
         rows = self._rows()
-        table = np.zeros((self.source.size, self.target.size), np.int64)
+        table = np.zeros((self.source.size, self.target.size), rows.dtype)
         table[np.ix_(self.source.positions, self.target.positions)] = rows
         made.plan.form, made.plan.lanes = phases.MATRIX, self.target.size
         if not self._narrow(rows):
@@ -231,16 +233,16 @@ class Way:
         made.plan.targets = 1
         self._rows_of(made, table)
         one = np.zeros(1, np.int32)
-        start = -table.sum(axis=0) if self.signed else np.zeros(self.target.size, np.int64)
+        start = -table.sum(axis=0, dtype=np.int64) if self.signed else np.zeros(self.target.size, np.int64)
         whole = _dense_class(target=one, base=one, tap=one, slot=one, start=start, lanes=self.target.size)
         self._dense(made, [whole], table[None], self.source.size, np.arange(self.source.places, dtype=np.int32) * self.source.lanes)
 
-    def _rows(self) -> npt.NDArray[np.int64]:
+    def _rows(self) -> Array:
         """What a spike of each neuron of the source adds to each neuron of the target, exponents left out."""
         ops, tensors = _unshifted(self.ops), self.graph.tensors
         heavy = [op for op in ops if not isinstance(op, Identity)]
         if len(heavy) == 1 and isinstance(heavy[0], Dense):
-            weight = tensors[heavy[0].weight].astype(np.int64)
+            weight = tensors[heavy[0].weight]
             return weight if heavy[0].transpose else weight.T
         count = prod(self.source.shape)
         parts = []
@@ -248,7 +250,9 @@ class Way:
             spikes = np.zeros((min(256, count - first), count), np.int64)
             spikes[np.arange(len(spikes)), first + np.arange(len(spikes))] = 1
             found = fixed.apply(ops, tensors, spikes.reshape(-1, *self.source.shape), self.target.shape, integer=True)
-            parts.append(found.reshape(len(spikes), -1))
+            if np.abs(found).max(initial=0) > INT32_SAFE:
+                raise Unfit("a weight needs more than 32 bits")
+            parts.append(found.reshape(len(spikes), -1).astype(np.int32))
         return np.concatenate(parts)
 
     def _narrow(self, weights: Array) -> bool:
@@ -260,26 +264,28 @@ class Way:
             largest = largest_sum(op, self.graph.tensors, largest)[1]
         return 3 * largest <= INT32_SAFE
 
-    def _rows_of(self, made: Laid, weights: Array) -> None:
+    def _rows_of(self, made: Plan, weights: Array) -> None:
         """Lay rows of weights (rows, target channels) out in bytes, 128 larger than they are."""
         stride = -(-made.plan.lanes // 64) * 64
-        full = np.zeros((len(weights), stride), np.int64)
-        full[:, : weights.shape[1]] = weights
         table = aligned((len(weights), stride), np.uint8)
-        table.reshape(len(weights), -1, 32, 2)[:] = full.reshape(len(weights), -1, 2, 32).transpose(0, 1, 3, 2) + 128
+        table[:] = 128
+        pairs = table.reshape(len(weights), -1, 32, 2)
+        for first in range(0, weights.shape[1], 32):
+            part = weights[:, first : first + 32]
+            pairs[:, first // 64, : part.shape[1], first // 32 % 2] = part.astype(np.int16) + 128
         made.point("rows", table)
         made.plan.row_bytes = stride
 
-    def _values(self, made: Laid, weights: Array, lanes: int) -> None:
+    def _values(self, made: Plan, weights: Array, lanes: int) -> None:
         """Lay weights (..., targets) out over `lanes`, in 32 bits."""
-        if int(np.abs(weights).max(initial=0)) > INT32_SAFE:
+        if max(int(weights.max(initial=0)), -int(weights.min(initial=0))) > INT32_SAFE:
             raise Unfit("a weight needs more than 32 bits")
         table = aligned((*weights.shape[:-1], lanes), np.int32)
         table[..., : weights.shape[-1]] = weights
         made.point("weight", table)
         made.plan.wide = 1
 
-    def _patches(self, made: Laid, path: _Path, orders: Sequence[Sequence[int]] | None) -> None:
+    def _patches(self, made: Plan, path: _ImagePath, orders: Sequence[Sequence[int]] | None) -> None:
         """The patches of every place of the source; `orders` of a kernel's places, None where there is none."""
         width, lanes = windows.image(self.target.shape)[2], self.target.lanes
         across = 0 if orders is None else len(orders[1])
@@ -294,7 +300,7 @@ class Way:
         made.point("begin", np.array(begin, np.int32))
         made.point("patches", np.array(found or [(0, 0, 0, 0)], np.int32))
 
-    def _dense_window(self, made: Laid, path: _Path, full: npt.NDArray[np.int64]) -> None:
+    def _dense_window(self, made: Plan, path: _ImagePath, full: Array) -> None:
         """Products of whole windows, without what lies beyond the border: targets by the slots of their kernel that meet the image."""
         source, width = windows.image(self.source.shape), windows.image(self.target.shape)[2]
         axes = [windows.taken(found, windows.image(self.target.shape)[i]) for i, found in ((1, path.rows), (2, path.columns))]
@@ -313,14 +319,14 @@ class Way:
                     base=np.array([y * step[0] + x * step[1] for _, y in rows for _, x in columns], np.int32),
                     tap=np.array([y * step[0] + x * step[1] for y in down for x in across], np.int32),
                     slot=slots,
-                    start=-weights[slots].sum(axis=(0, 1)) if self.signed else np.zeros(full.shape[3], np.int64),
+                    start=-weights[slots].sum(axis=(0, 1), dtype=np.int64) if self.signed else np.zeros(full.shape[3], np.int64),
                     lanes=self.target.lanes,
                 )
             )
         if classes:
             self._dense(made, classes, weights, prod(source[1:]) * step[1], np.arange(self.source.places, dtype=np.int32) * step[1])
 
-    def _dense(self, made: Laid, classes: Sequence[Laid], weights: npt.NDArray[np.int64], image: int, places: Array) -> None:
+    def _dense(self, made: Plan, classes: Sequence[Plan], weights: Array, image: int, places: Array) -> None:
         """`weights` is (slots, source channels, target channels)."""
         plan, lanes = made.plan, made.plan.lanes
         slots, channels, targets = weights.shape
@@ -337,14 +343,14 @@ class Way:
         made.parts = tuple(classes)
         plan.dense, plan.dense_classes = ctypes.addressof(made.structs), len(classes)
 
-    def _products_from(self, made: Laid, currents: str, instructions: int) -> int:
+    def _products_from(self, made: Plan, currents: str, instructions: int) -> int:
         """From how many events on products cost less."""
         if currents != "measured":
             return NEVER if currents == "events" else 0
         plan, tiles = made.plan, made.plan.lanes / 64
         windows_cost = 0.0
         for part in made.parts:
-            blocks, rest = divmod(part.plan.targets, 6)
+            blocks, rest = divmod(part.plan.targets, phases.ABREAST)
             windows_cost += part.plan.taps * (blocks * A_BLOCK + rest * A_PLACE + A_REST * (rest > 0))
         products = windows_cost * plan.quads * tiles * SLOWER_PRODUCTS[instructions]
         takes = self.source.places if plan.form == phases.MATRIX else len(made.arrays["takes"])
@@ -356,7 +362,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class _Path:
+class _ImagePath:
     """A way through images, along rows and along columns, and the one operation with a weight."""
 
     rows: Pairs
@@ -368,13 +374,13 @@ def _unshifted(ops: Sequence[Op]) -> tuple[Op, ...]:
     return tuple(msgspec.structs.replace(op, exponent=0) if hasattr(op, "exponent") else op for op in ops)
 
 
-def _by_source(op: Conv2d | ConvTranspose2d, weight: Array, channels: int, made: int) -> npt.NDArray[np.int64]:
+def _by_source(op: Conv2d | ConvTranspose2d, weight: Array, channels: int, made: int) -> Array:
     """(source channels, kernel rows, kernel columns, target channels); zeros between groups."""
     # of a Conv2d (out, in / groups, ...), of a ConvTranspose2d (in, out / groups, ...); a transpose goes the other way
     target_first = isinstance(op, Conv2d) != op.transpose
-    full = np.zeros((channels, *weight.shape[2:], made), np.int64)
+    full = np.zeros((channels, *weight.shape[2:], made), weight.dtype)
     into, out = channels // op.groups, made // op.groups
-    for group, block in enumerate(np.split(weight.astype(np.int64), op.groups)):
+    for group, block in enumerate(np.split(weight, op.groups)):
         turned = block.transpose(1, 2, 3, 0) if target_first else block.transpose(0, 2, 3, 1)
         full[group * into : (group + 1) * into, :, :, group * out : (group + 1) * out] = turned
     return full
@@ -388,8 +394,8 @@ def _alike(axis: Pairs) -> dict[tuple[int, ...], list[tuple[int, int]]]:
     return groups
 
 
-def _dense_class(*, target: Array, base: Array, tap: Array, slot: Array, start: Array, lanes: int) -> Laid:
-    found = Laid(DenseClass(targets=len(target), taps=len(tap)))
+def _dense_class(*, target: Array, base: Array, tap: Array, slot: Array, start: Array, lanes: int) -> Plan:
+    found = Plan(DenseClass(targets=len(target), taps=len(tap)))
     begin = aligned((lanes,), np.int32)
     begin[: len(start)] = start
     for name, array in {"target": target, "base": base, "tap": tap, "slot": slot, "start": begin}.items():

@@ -7,7 +7,6 @@ two of them. Within a stage neurons are in order (row, column, channel), so that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal, Union
@@ -25,7 +24,6 @@ Kernel = Literal["auto", "native", "torch"]
 """What runs time steps: the native kernel wherever it can and else torch, the native kernel or an error, torch."""
 
 KERNELS = ("auto", "native", "torch")
-PIECES_A_THREAD = 4
 Axis = list[tuple[int, int, int]]
 """For each source row (or column): the first target row, the first kernel slot, and how many of both follow."""
 
@@ -123,14 +121,7 @@ class Stage:
 
     def run(self, time_steps: int, instructions: int | None = None) -> None:
         """Go on for `time_steps` steps; samples are shared out among torch's threads, of which none starts for fewer samples."""
-        threads = min(self.samples, torch.get_num_threads())
-        if threads <= 1:
-            self._steps.run(0, self.samples, time_steps, instructions)
-            return
-        pieces = min(self.samples, PIECES_A_THREAD * threads)
-        bounds = [self.samples * piece // pieces for piece in range(pieces + 1)]
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda first, last: self._steps.run(first, last, time_steps, instructions), bounds[:-1], bounds[1:]))
+        native.in_pieces(self.samples, torch.get_num_threads(), lambda first, last: self._steps.run(first, last, time_steps, instructions))
 
     def unpacked(self, values: Tensor, place: int) -> Tensor:
         """State of the layer at `place` as (samples, *shape)."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -19,6 +21,9 @@ INSTRUCTION_SETS = ("plain", "AVX2", "AVX-512")
 LIBRARY_VARIABLE = "TOOLCHAIN_NATIVE_LIBRARY"
 """The environment variable that names another build of the library to load instead, such as one with sanitizers (`.ci/build-native`). Who can set it can
 set LD_PRELOAD as well, so it opens no door."""
+
+PIECES_A_THREAD = 4
+"""Spans of samples for each thread: who has finished early takes another."""
 
 MOST_MESSAGES = 8
 """Messages that one step takes in; more wait before it."""
@@ -114,11 +119,11 @@ def _library() -> ctypes.CDLL | str:
     """The library, or why there is none."""
     named = other_library()
     if named is not None:
-        return _load(named, f"give {LIBRARY_VARIABLE} the path of a build of these sources, or unset it")
+        return _load(named)
     folder = Path(__file__).parent
     for path in (folder / f"_spikes{suffix}" for suffix in EXTENSION_SUFFIXES):
         if path.exists():
-            return _load(path, "install the package again")
+            return _load(path)
     return "the native kernel is not built: install a C compiler (gcc or clang), then the package again"
 
 
@@ -128,7 +133,13 @@ def other_library() -> Path | None:
     return Path(named).absolute() if named else None
 
 
-def _load(path: Path, remedy: str) -> ctypes.CDLL | str:
+def remedy() -> str:
+    """What to do about a library that is not of these sources."""
+    named = other_library() is not None
+    return f"give {LIBRARY_VARIABLE} the path of a build of these sources, or unset it" if named else "install the package again"
+
+
+def _load(path: Path) -> ctypes.CDLL | str:
     """The library of a file with its functions described, or why it is none of these sources'."""
     try:
         found = ctypes.CDLL(str(path))
@@ -144,9 +155,9 @@ def _load(path: Path, remedy: str) -> ctypes.CDLL | str:
             found.toolchain_ticks_size(1),
         ]
     except (OSError, AttributeError) as error:
-        return f"the native kernel cannot be loaded ({error}): {remedy}"
+        return f"the native kernel cannot be loaded ({error}): {remedy()}"
     if sizes != [ctypes.sizeof(part) for part in (Layer, Edge, Connection, Couples)]:
-        return f"the native kernel was built from other sources than these: {remedy}"
+        return f"the native kernel was built from other sources than these: {remedy()}"
     found.toolchain_stage.argtypes = (
         ctypes.POINTER(Layer),
         ctypes.c_int32,
@@ -184,3 +195,14 @@ def loaded() -> ctypes.CDLL:
     if isinstance(found, str):
         raise ToolchainError(found)
     return found
+
+
+def in_pieces(samples: int, threads: int, run: Callable[[int, int], object]) -> None:
+    """`run` for spans of samples (first, last exclusive) that together are all, by up to `threads` threads at once; a single one is this thread."""
+    if min(samples, threads) <= 1:
+        run(0, samples)
+        return
+    pieces = min(samples, PIECES_A_THREAD * threads)
+    bounds = [samples * piece // pieces for piece in range(pieces + 1)]
+    with ThreadPoolExecutor(min(samples, threads)) as pool:
+        list(pool.map(run, bounds[:-1], bounds[1:]))

@@ -12,7 +12,7 @@
 
 #include "core.h"
 
-enum { LIMIT = (1 << 23) - 1, COUNTED = 127, ABREAST = 6, BLOCK = 256, SLACK = 64, LINE = 64, TOGETHER = 257 };
+enum { LIMIT = (1 << 23) - 1, COUNTED = 127, ABREAST = 6, INFLOWS = 6, BLOCK = 256, SLACK = 64, LINE = 64, TOGETHER = 257 };
 
 /* Positions in their order; of couples also where those of each place begin. */
 typedef struct {
@@ -65,7 +65,7 @@ typedef struct {
 } Work;
 
 /* Zeroed memory on a cache line, freed with the workspace. */
-static void *take(Work *work, int64_t values, size_t bytes) {
+static void *allocate(Work *work, int64_t values, size_t bytes) {
     if (work->failed) return NULL;
     if (work->n_blocks == work->room) {
         const int64_t room = 2 * work->room + 64;
@@ -91,36 +91,36 @@ static void release(Work *work) {
     free(work->blocks);
 }
 
-static void take_list(Work *work, List *list, int64_t size, int64_t places) {
-    list->position = take(work, size, sizeof(int32_t));
-    if (places) list->begin = take(work, places + 1, sizeof(int32_t));
+static void allocate_list(Work *work, List *list, int64_t size, int64_t places) {
+    list->position = allocate(work, size, sizeof(int32_t));
+    if (places) list->begin = allocate(work, places + 1, sizeof(int32_t));
 }
 
-static void take_state(Work *work, const PopulationPlan *plan, State *state) {
+static void allocate_state(Work *work, const PopulationPlan *plan, State *state) {
     const int64_t size = plan->size;
     const int spikes = plan->kind == PLUS || plan->kind == BOTH;
-    state->ring = take(work, plan->slots, sizeof(Emission));
+    state->ring = allocate(work, plan->slots, sizeof(Emission));
     for (int32_t s = 0; s < plan->slots && !work->failed; s++) {
         Emission *emission = state->ring + s;
-        take_list(work, &emission->plus, size, spikes ? plan->places : 0);
-        if (plan->kind == BOTH) take_list(work, &emission->minus, size, plan->places);
-        if (!spikes) emission->values = take(work, size, sizeof(int32_t));
+        allocate_list(work, &emission->plus, size, spikes ? plan->places : 0);
+        if (plan->kind == BOTH) allocate_list(work, &emission->minus, size, plan->places);
+        if (!spikes) emission->values = allocate(work, size, sizeof(int32_t));
     }
     if (plan->kind == INPUT) return;
-    state->potential = take(work, size, sizeof(int32_t));
-    state->constant = take(work, size, sizeof(int32_t));
-    state->saturations = take(work, size, sizeof(int32_t));
-    state->counts8 = take(work, size, 1);
-    state->counts = take(work, size, sizeof(int32_t));
-    state->spikes = take(work, size, 1);
+    state->potential = allocate(work, size, sizeof(int32_t));
+    state->constant = allocate(work, size, sizeof(int32_t));
+    state->saturations = allocate(work, size, sizeof(int32_t));
+    state->counts8 = allocate(work, size, 1);
+    state->counts = allocate(work, size, sizeof(int32_t));
+    state->spikes = allocate(work, size, 1);
     if (plan->kind == BOTH || plan->kind == RELAY) {
-        state->activity8 = take(work, size, 1);
-        state->activity = take(work, size, sizeof(int32_t));
+        state->activity8 = allocate(work, size, 1);
+        state->activity = allocate(work, size, sizeof(int32_t));
     }
-    if (plan->kind == RELAY) state->counts64 = take(work, size, sizeof(int64_t));
-    if (plan->wide) state->waiting64 = take(work, size, sizeof(int64_t));
-    else state->waiting32 = take(work, size, sizeof(int32_t));
-    if (plan->traces) state->trace = take(work, size, sizeof(double));
+    if (plan->kind == RELAY) state->counts64 = allocate(work, size, sizeof(int64_t));
+    if (plan->wide) state->waiting64 = allocate(work, size, sizeof(int64_t));
+    else state->waiting32 = allocate(work, size, sizeof(int32_t));
+    if (plan->traces) state->trace = allocate(work, size, sizeof(double));
 }
 
 /* The most rows that one target place can take. */
@@ -136,11 +136,11 @@ static int64_t most_rows(const PhasePlan *phase, const SynapsePlan *way) {
 static int prepare(Work *work, const PhasePlan *phase) {
     int64_t largest = 1, places = 1, rows = 1, host = 0, sources = 0;
     memset(work, 0, sizeof *work);
-    work->states = take(work, phase->n_populations, sizeof(State));
-    work->arrivals = take(work, phase->n_synapses, sizeof(Arrival));
+    work->states = allocate(work, phase->n_populations, sizeof(State));
+    work->arrivals = allocate(work, phase->n_synapses, sizeof(Arrival));
     for (int32_t p = 0; p < phase->n_populations && !work->failed; p++) {
         const PopulationPlan *plan = phase->populations + p;
-        take_state(work, plan, work->states + p);
+        allocate_state(work, plan, work->states + p);
         if (plan->size > largest) largest = plan->size;
         if (plan->places > places) places = plan->places;
     }
@@ -148,9 +148,9 @@ static int prepare(Work *work, const PhasePlan *phase) {
         const SynapsePlan *way = phase->synapses + s;
         const int64_t size = phase->populations[way->target].size, found = most_rows(phase, way);
         Arrival *arrival = work->arrivals + s;
-        if (way->wide) arrival->sums64 = take(work, size, sizeof(int64_t));
-        else arrival->sums32 = take(work, size, sizeof(int32_t));
-        if (way->dense_classes) arrival->image = take(work, way->image_size, 1);
+        if (way->wide) arrival->sums64 = allocate(work, size, sizeof(int64_t));
+        else arrival->sums32 = allocate(work, size, sizeof(int32_t));
+        if (way->dense_classes) arrival->image = allocate(work, way->image_size, 1);
         if (found > rows) rows = found;
     }
     for (int32_t h = 0; h < phase->n_hosts; h++) {
@@ -160,20 +160,21 @@ static int prepare(Work *work, const PhasePlan *phase) {
         if (into > sources) sources = into;
     }
     if (host) {
-        work->host = take(work, host, sizeof(int64_t));
-        take_list(work, &work->encoded.plus, sources, 0);
-        work->encoded.values = take(work, sources, sizeof(int32_t));
+        work->host = allocate(work, host, sizeof(int64_t));
+        allocate_list(work, &work->encoded.plus, sources, 0);
+        work->encoded.values = allocate(work, sources, sizeof(int32_t));
     }
-    work->rows = take(work, rows, sizeof(int32_t));
-    work->before = take(work, largest + 1, sizeof(int32_t));
-    take_list(work, &work->sent, largest, places);
+    work->rows = allocate(work, rows, sizeof(int32_t));
+    work->before = allocate(work, largest + 1, sizeof(int32_t));
+    allocate_list(work, &work->sent, largest, places);
     return !work->failed;
 }
 
 /* The model step that a population makes at a tick, or -1. */
 static int64_t step_at(const PhasePlan *phase, const PopulationPlan *plan, int64_t tick) {
     const int64_t offset = tick - plan->start;
-    if (offset < 0 || phase->period == 1) return offset < phase->time_steps ? offset < 0 ? -1 : offset : -1;
+    if (offset < 0) return -1;
+    if (phase->period == 1) return offset < phase->time_steps ? offset : -1;
     /* a division of 32 bits where it does, which takes a fraction of the time */
     const int64_t step = offset <= UINT32_MAX ? (int64_t)((uint32_t)offset / (uint32_t)phase->period) : offset / phase->period;
     return step * phase->period == offset && step < phase->time_steps ? step : -1;
@@ -302,6 +303,22 @@ static void begin_sample(const PopulationPlan *plan, State *state, int64_t sampl
     if (plan->drive) memcpy(state->constant, plan->drive + sample * plan->size, size * sizeof *state->constant);
     else memset(state->constant, 0, size * sizeof *state->constant);
     state->waits = state->saturated = 0;
+}
+
+/* sign(u) * ((|u| * keep) >> 12), for |u| below 2^24, in 32 bits. */
+static inline int32_t leaked(int32_t u, int32_t keep) {
+    const int32_t size = u < 0 ? -u : u, left = (size >> 12) * keep + (((size & 4095) * keep) >> 12);
+    return u < 0 ? -left : left;
+}
+
+/* Where the positions of each place begin. */
+static void divide(const PopulationPlan *plan, List *list) {
+    int32_t k = 0;
+    for (int32_t place = 0; place < plan->places; place++) {
+        list->begin[place] = k;
+        while (k < list->length && list->position[k] < (place + 1) * plan->lanes) k++;
+    }
+    list->begin[plan->places] = k;
 }
 
 /* Tell how often a connection took each form; several threads may. */

@@ -367,10 +367,27 @@ TARGET static void NAME(deliver)(const PhasePlan *phase, int32_t index, const Em
 #undef WAITING
 
 #if SET >= 2
+/* What 16 neurons add up, clamped to 24 bits, saturations counted. */
+TARGET static inline __m512i NAME(total)(State *state, const Inflow *in, int32_t n_in, int64_t i) {
+    __m512i total = _mm512_add_epi32(_mm512_load_si512(state->potential + i), _mm512_load_si512(state->constant + i));
+    for (int32_t k = 0; k < n_in; k++)
+        total = _mm512_add_epi32(total, _mm512_sll_epi32(_mm512_load_si512(in[k].sums + i), _mm_cvtsi32_si128(in[k].exponent)));
+#ifndef FAULT_NO_SATURATION
+    const __m512i limit = _mm512_set1_epi32(LIMIT);
+    const __mmask16 outside = _mm512_cmpgt_epu32_mask(_mm512_add_epi32(total, limit), _mm512_set1_epi32(2 * LIMIT)); /* both sides at once */
+    if (outside) {
+        const __m512i counted = _mm512_load_si512(state->saturations + i);
+        _mm512_store_si512(state->saturations + i, _mm512_mask_add_epi32(counted, outside, counted, _mm512_set1_epi32(1)));
+        total = _mm512_max_epi32(_mm512_min_epi32(total, limit), _mm512_set1_epi32(-LIMIT));
+        state->saturated = 1;
+    }
+#endif
+    return total;
+}
+
 /* Couples without leak whose sums fit 32 bits, everything in one pass. */
 TARGET APART static void NAME(fire_fast)(const PopulationPlan *plan, State *state, const Inflow *in, int32_t n_in, Emission *emission) {
-    const __m512i limit = _mm512_set1_epi32(LIMIT), twice = _mm512_set1_epi32(2 * LIMIT), below = _mm512_set1_epi32(-LIMIT), threshold = _mm512_set1_epi32(plan->threshold),
-                  opposite = _mm512_set1_epi32(-plan->threshold), reset = _mm512_set1_epi32(plan->reset);
+    const __m512i threshold = _mm512_set1_epi32(plan->threshold), opposite = _mm512_set1_epi32(-plan->threshold), reset = _mm512_set1_epi32(plan->reset);
     const __m512i order = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m128i one = _mm_set1_epi8(1);
     const int both = plan->kind == BOTH;
@@ -380,18 +397,7 @@ TARGET APART static void NAME(fire_fast)(const PopulationPlan *plan, State *stat
         emission->plus.begin[place] = plus;
         if (both) emission->minus.begin[place] = minus;
         for (const int64_t end = i + plan->lanes; i < end; i += 16) {
-            __m512i total = _mm512_add_epi32(_mm512_load_si512(state->potential + i), _mm512_load_si512(state->constant + i));
-            for (int32_t k = 0; k < n_in; k++)
-                total = _mm512_add_epi32(total, _mm512_sll_epi32(_mm512_load_si512(in[k].sums + i), _mm_cvtsi32_si128(in[k].exponent)));
-#ifndef FAULT_NO_SATURATION
-            const __mmask16 outside = _mm512_cmpgt_epu32_mask(_mm512_add_epi32(total, limit), twice);
-            if (outside) {
-                const __m512i counted = _mm512_load_si512(state->saturations + i);
-                _mm512_store_si512(state->saturations + i, _mm512_mask_add_epi32(counted, outside, counted, _mm512_set1_epi32(1)));
-                total = _mm512_max_epi32(_mm512_min_epi32(total, limit), below);
-                state->saturated = 1;
-            }
-#endif
+            __m512i total = NAME(total)(state, in, n_in, i);
             const __mmask16 fired = _mm512_cmpge_epi32_mask(total, threshold);
             const __m512i position = _mm512_add_epi32(order, _mm512_set1_epi32((int32_t)i));
             __m128i counts = _mm_load_si128((const __m128i *)(state->counts8 + i));
@@ -420,22 +426,7 @@ TARGET APART static void NAME(fire_fast)(const PopulationPlan *plan, State *stat
 
 /* Readouts without leak whose sums fit 32 bits. */
 TARGET static void NAME(add_up)(const PopulationPlan *plan, State *state, const Inflow *in, int32_t n_in) {
-    const __m512i limit = _mm512_set1_epi32(LIMIT), below = _mm512_set1_epi32(-LIMIT), twice = _mm512_set1_epi32(2 * LIMIT);
-    for (int64_t i = 0; i < plan->size; i += 16) {
-        __m512i total = _mm512_add_epi32(_mm512_load_si512(state->potential + i), _mm512_load_si512(state->constant + i));
-        for (int32_t k = 0; k < n_in; k++)
-            total = _mm512_add_epi32(total, _mm512_sll_epi32(_mm512_load_si512(in[k].sums + i), _mm_cvtsi32_si128(in[k].exponent)));
-#ifndef FAULT_NO_SATURATION
-        const __mmask16 outside = _mm512_cmpgt_epu32_mask(_mm512_add_epi32(total, limit), twice);
-        if (outside) {
-            const __m512i counted = _mm512_load_si512(state->saturations + i);
-            _mm512_store_si512(state->saturations + i, _mm512_mask_add_epi32(counted, outside, counted, _mm512_set1_epi32(1)));
-            total = _mm512_max_epi32(_mm512_min_epi32(total, limit), below);
-            state->saturated = 1;
-        }
-#endif
-        _mm512_store_si512(state->potential + i, total);
-    }
+    for (int64_t i = 0; i < plan->size; i += 16) _mm512_store_si512(state->potential + i, NAME(total)(state, in, n_in, i));
 }
 #endif
 
@@ -444,7 +435,7 @@ TARGET static void NAME(advance)(const PhasePlan *phase, int32_t p, int64_t step
     const PopulationPlan *plan = phase->populations + p;
     State *state = work->states + p;
     Emission *emission = plan->kind == READOUT ? NULL : state->ring + step % plan->slots;
-    Inflow in[ABREAST + 1];
+    Inflow in[INFLOWS + 1];
     int32_t n_in = 0;
     for (int32_t b = 0; b < plan->biases; b++)
         if (plan->bias_start[b] == step) {
@@ -456,7 +447,7 @@ TARGET static void NAME(advance)(const PhasePlan *phase, int32_t p, int64_t step
         Arrival *arrival = work->arrivals + s;
         const SynapsePlan *way = phase->synapses + s;
         if (!arrival->pending) continue;
-        if (arrival->pending == 64 || n_in == ABREAST) {
+        if (arrival->pending == 64 || n_in == INFLOWS) {
             NAME(settle)(plan, state, way, arrival);
             continue;
         }

@@ -1,21 +1,5 @@
 /* A model step in sums of one width: included by core_run.h with TOTAL, STEP(x) and WAITING defined. */
 
-/* sign(u) * ((|u| * keep) >> 12), for |u| below 2^24, in 32 bits. */
-static inline int32_t STEP(leaked)(int32_t u, int32_t keep) {
-    const int32_t size = u < 0 ? -u : u, left = (size >> 12) * keep + (((size & 4095) * keep) >> 12);
-    return u < 0 ? -left : left;
-}
-
-/* Where the positions of each place begin. */
-static void STEP(divide)(const PopulationPlan *plan, List *list) {
-    int32_t k = 0;
-    for (int32_t place = 0; place < plan->places; place++) {
-        list->begin[place] = k;
-        while (k < list->length && list->position[k] < (place + 1) * plan->lanes) k++;
-    }
-    list->begin[plan->places] = k;
-}
-
 TARGET APART static void STEP(fire)(const PopulationPlan *plan, State *state, const Inflow *in, int32_t n_in, Emission *emission) {
     TOTAL total[BLOCK];
     const int32_t threshold = plan->threshold, reset = plan->reset, keep = plan->keep, kind = plan->kind;
@@ -29,7 +13,7 @@ TARGET APART static void STEP(fire)(const PopulationPlan *plan, State *state, co
         if (kind == RELAY)
             for (int64_t i = 0; i < length; i++) total[i] = constant[i];
         else if (kind == READOUT && keep != 4096)
-            for (int64_t i = 0; i < length; i++) total[i] = (TOTAL)STEP(leaked)(potential[i], keep) + constant[i];
+            for (int64_t i = 0; i < length; i++) total[i] = (TOTAL)leaked(potential[i], keep) + constant[i];
         else
             for (int64_t i = 0; i < length; i++) total[i] = (TOTAL)potential[i] + constant[i];
         if (sizeof(TOTAL) == 8 && state->waits) {
@@ -74,7 +58,7 @@ TARGET APART static void STEP(fire)(const PopulationPlan *plan, State *state, co
             any |= fired;
         }
         if (keep != 4096)
-            for (int64_t i = 0; i < length; i++) potential[i] = STEP(leaked)(potential[i], keep);
+            for (int64_t i = 0; i < length; i++) potential[i] = leaked(potential[i], keep);
         if (!any) continue;
         if (both) {
             int8_t *restrict activity = state->activity8 + from;
@@ -93,10 +77,9 @@ TARGET APART static void STEP(fire)(const PopulationPlan *plan, State *state, co
             }
         }
     }
-    (void)STEP(leaked);
     if (!emission) return;
     emission->plus.length = plus;
     emission->minus.length = minus;
-    if (kind != RELAY) STEP(divide)(plan, &emission->plus);
-    if (kind == BOTH) STEP(divide)(plan, &emission->minus);
+    if (kind != RELAY) divide(plan, &emission->plus);
+    if (kind == BOTH) divide(plan, &emission->minus);
 }

@@ -17,6 +17,9 @@ INPUT, PLUS, BOTH, READOUT, RELAY = range(5)
 WINDOW, MATRIX, DIAGONAL = range(3)
 """Forms of connections."""
 
+ABREAST = 6
+"""Target places whose products are summed at once."""
+
 LANES = 32
 """Channels are padded to a multiple of this: a vector of 16 bits each."""
 
@@ -157,7 +160,7 @@ def _described(library: ctypes.CDLL) -> ctypes.CDLL | str:
     except AttributeError:
         sizes = []
     if sizes != [ctypes.sizeof(part) for part in STRUCTS]:
-        return "the native core was built from other sources than these: install the package again"
+        return f"the native kernel was built from other sources than these: {native.remedy()}"
     return library
 
 
