@@ -291,7 +291,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.3, help="how long a row is timed in a round, at least one run")
     parser.add_argument("--peers", type=Path, default=Path(__file__).resolve().parents[1] / ".venv-peers")
     parser.add_argument("--json", type=Path, help="write the results to this file too")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if not all(size.isdigit() and 1 <= int(size) <= workloads.IMAGES for size in asked.batches.split(",")):
+        parser.error(f"--batches is {asked.batches}: give whole numbers from 1 to {workloads.IMAGES}, with commas")
+    return asked
 
 
 def machine() -> dict[str, Any]:

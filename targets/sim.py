@@ -68,12 +68,11 @@ class Sim:
         for what, chosen, known in (("kernel", self.kernel, KERNELS), ("currents", self.currents, CURRENTS)):
             if chosen not in known:
                 raise unknown(what, chosen, known)
-        if self.batch < 1:
-            raise UsageError(f"batch is {self.batch}: give a whole number from 1")
-        if self.instructions not in (None, *range(len(phases.INSTRUCTION_SETS))):
-            raise UsageError(
-                f"instructions is {self.instructions!r}: give None, or 0 to {len(phases.INSTRUCTION_SETS) - 1} for {', '.join(phases.INSTRUCTION_SETS)}"
-            )
+        if not _whole(self.batch, 1, None):
+            raise UsageError(f"batch is {self.batch!r}: give a whole number from 1")
+        sets = phases.INSTRUCTION_SETS
+        if self.instructions is not None and not _whole(self.instructions, 0, len(sets) - 1):
+            raise UsageError(f"instructions is {self.instructions!r}: give None, or 0 to {len(sets) - 1} for {', '.join(sets)}")
         if self.kernel == "native" and device.type != "cpu":
             raise UsageError(
                 f"the compiled core of 'sim' runs on the CPU and not on {device.type}: leave kernel at 'auto', or choose the CPU"
@@ -98,6 +97,10 @@ class Sim:
 
         arithmetic: dict[str, Arithmetic] = {phase.name: _Integers(graph, phase, device) for phase in graph.phases}
         return TickRun(graph, arithmetic, batch=self.batch, trace=self.trace, device=device)
+
+
+def _whole(value: object, low: int, high: int | None) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
 
 
 @cache

@@ -17,6 +17,9 @@ from toolchain.target import History, Latch, Result
 from toolchain.targets.sim_plans import Connection, Layout, Plan, Unfit, layout
 
 KINDS = {"plus": phases.PLUS, "both": phases.BOTH, "none": phases.READOUT, "graded": phases.RELAY}
+AT_A_TIME = 2**27
+"""Steps of neurons in one call of the core, about a tenth of a second, unless a single sample has more."""
+
 LARGEST_SUM = 2**62
 LARGEST_SIZE = 2**28
 """Most neurons of a population, padded."""
@@ -121,7 +124,10 @@ class PhaseLayout:
         """All `samples`. `encoded` is what inputs emit, drives and masks are (samples, *shape) by population."""
         phase, order = self.phase, self.phase.order
         self._check(samples, encoded, drives, masks)
-        outputs = {name: Output(self, name, samples, trace) for name in order if self._plan(name).kind != phases.INPUT}
+        try:
+            outputs = {name: Output(self, name, samples, trace) for name in order if self._plan(name).kind != phases.INPUT}
+        except MemoryError:
+            raise ToolchainError(f"there is not enough memory for the results of {samples:,} samples: run fewer at a time") from None
         values = None if encoded is None else np.ascontiguousarray(encoded.reshape(samples, -1), np.int32)
         currents = {name: self.layouts[name].packed(drive, np.int32) for name, drive in drives.items()}
         gates = self._gates(masks)
@@ -150,7 +156,11 @@ class PhaseLayout:
             synapses=synapses,
             hosts=hosts,
         )
-        native.in_pieces(samples, threads, lambda first, last: phases.run(plan, first, last, instructions=self._instructions))
+        steps = phase.time_steps * sum(made.plan.size for made in self._populations)
+        at_most = max(1, AT_A_TIME // steps)
+        native.in_pieces(
+            samples, threads, lambda first, last: phases.run(plan, first, last, instructions=self._instructions), at_most=at_most
+        )
         return _result(phase, outputs)
 
     def _gates(self, masks: Mapping[str, Array]) -> list[Array | None]:

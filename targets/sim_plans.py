@@ -31,6 +31,7 @@ from toolchain.ir import (
     Population,
     Scale,
     Shape,
+    adjoint,
     entry_shape,
     largest_sum,
     shapes_along,
@@ -44,6 +45,9 @@ from toolchain.targets.windows import Pairs
 NEVER = 2**62
 LARGEST_TABLE = 2**27
 """Most weights of one connection as it is laid out."""
+
+LARGEST_IDENTITY = 2**13
+"""Most neurons of a side that a chain of operations is tried on, one by one, to make a matrix of it."""
 
 A_TARGET, A_TAKE, A_ROW, A_FAR_ROW = 30.0, 6.0, 1.9, 2.5
 """What sums by event cost, in cycles: for every target place, every source place that it takes from, every 64 lanes of a row, and of a row from a table larger than `NEAR`.
@@ -244,15 +248,23 @@ class Connection:
         if len(heavy) == 1 and isinstance(heavy[0], Dense):
             weight = tensors[heavy[0].weight]
             return weight if heavy[0].transpose else weight.T
-        count = prod(self.source.shape)
-        parts = []
+        forward, into, out = (ops, self.source.shape, self.target.shape), prod(self.source.shape), prod(self.target.shape)
+        if min(into, out) > LARGEST_IDENTITY:
+            raise Unfit(f"a composed connection of {into:,} with {out:,} neurons takes too long to lay out")
+        if into <= out:
+            return self._columns(*forward)
+        return self._columns(adjoint(ops), self.target.shape, self.source.shape).T  # fewer images: backwards, from every target
+
+    def _columns(self, ops: Sequence[Op], source: Shape, target: Shape) -> Array:
+        """What `ops` make of a one in each neuron of `source`, (source neurons, target neurons)."""
+        count, parts = prod(source), []
         for first in range(0, count, 256):
-            spikes = np.zeros((min(256, count - first), count), np.int64)
-            spikes[np.arange(len(spikes)), first + np.arange(len(spikes))] = 1
-            found = fixed.apply(ops, tensors, spikes.reshape(-1, *self.source.shape), self.target.shape, integer=True)
+            ones = np.zeros((min(256, count - first), count), np.int64)
+            ones[np.arange(len(ones)), first + np.arange(len(ones))] = 1
+            found = fixed.apply(ops, self.graph.tensors, ones.reshape(-1, *source), target, integer=True).reshape(len(ones), -1)
             if np.abs(found).max(initial=0) > INT32_SAFE:
                 raise Unfit("a weight needs more than 32 bits")
-            parts.append(found.reshape(len(spikes), -1).astype(np.int32))
+            parts.append(found.astype(np.int32))
         return np.concatenate(parts)
 
     def _narrow(self, weights: Array) -> bool:

@@ -549,6 +549,47 @@ def test_every_kind_of_graph(name: str, assert_same: Any) -> None:
     assert_same(case, expected)
 
 
+def piled_up() -> Graph:
+    """A population whose first step is 500 ticks behind its source's, so that the currents of 500 steps wait for it, past 32 bits."""
+    neurons = 1000
+    tensors = {
+        "i": frozen(np.full(neurons, 120), np.int8),
+        "w": frozen(np.full((3, neurons), 127), np.int8),
+        "o": frozen(np.ones((2, 3)), np.int8),
+    }
+    dynamics = {"a": Dynamics(1.0, 120, 120, "plus"), "b": Dynamics(1.0, POTENTIAL_LIMIT, 2**20, "plus"), "readout": Dynamics(1.0)}
+    synapses = (
+        Synapse("input", "a", (Scale(weight="i"),)),
+        Synapse("a", "b", (Dense("w", exponent=7),)),
+        Synapse("b", "readout", (Dense("o"),)),
+    )
+    timing = Timing("exact", 1, {"b": 500, "readout": 500})
+    populations = (Population("input", (neurons,), "input"), Population("a", (neurons,), "couple"), Population("b", (3,), "couple"))
+    scale = dict.fromkeys(("input", "a", "b", "readout"), 1.0)
+    graph = Graph(
+        (*populations, Population("readout", (2,), "readout")),
+        (Phase("forward", 600, ("input", "a", "b", "readout"), dynamics, synapses, timing=timing),),
+        tensors,
+        Units("integer", {"forward": scale}),
+        Provenance("piled up"),
+    )
+    verify(graph)
+    return graph
+
+
+def test_what_piles_up_before_a_first_step() -> None:
+    graph, inputs = piled_up(), np.ones((2, 1000))
+    with REFERENCE.compile(graph) as run:
+        expected = run.run(inputs)
+    assert expected.saturations["b"].sum() > 0
+    for options in FORMS.values():
+        with replace(SIM, device="cpu", **options).compile(graph) as run:
+            found = run.run(inputs)
+        for field in ("counts", "potentials", "saturations"):
+            for name, values in getattr(expected, field).items():
+                np.testing.assert_array_equal(getattr(found, field)[name], values, err_msg=f"{field} of {name}, {options}")
+
+
 LEFT_TO_TORCH: dict[str, Callable[[], Case]] = {
     "inputs of 33 bits": lambda: retimed(ring(levels=2.0**33)),
     "events of 33 bits": lambda: retimed(ring(levels=2.0**33, events=True)),

@@ -321,3 +321,26 @@ def test_the_script_builds_what_the_package_builds(tmp_path: Path) -> None:
     code = "from toolchain import native; print(native.loaded()._name, native.missing())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == [str(built), "None"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "threads", "at_most"), [(0, 2, None), (1, 8, None), (37, 1, None), (37, 1, 5), (37, 3, None), (37, 3, 2), (5, 64, 1)]
+)
+def test_samples_are_shared_out_once_each_in_spans_that_end_soon(samples: int, threads: int, at_most: int | None) -> None:
+    spans: list[tuple[int, int]] = []
+    native.in_pieces(samples, threads, lambda first, last: spans.append((first, last)), at_most=at_most)
+    assert sorted(sample for first, last in spans for sample in range(first, last)) == list(range(samples))
+    assert all(last - first <= (at_most or samples) for first, last in spans)
+
+
+def test_an_interruption_of_one_thread_is_heard_between_spans() -> None:
+    begun: list[int] = []
+
+    def interrupted(first: int, last: int) -> None:
+        begun.append(first)
+        if first >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        native.in_pieces(100, 1, interrupted, at_most=10)
+    assert begun == [0, 10]

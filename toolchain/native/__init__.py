@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import pairwise
 from pathlib import Path
 
 from toolchain.errors import ToolchainError
@@ -197,12 +198,18 @@ def loaded() -> ctypes.CDLL:
     return found
 
 
-def in_pieces(samples: int, threads: int, run: Callable[[int, int], object]) -> None:
-    """`run` for spans of samples (first, last exclusive) that together are all, by up to `threads` threads at once; a single one is this thread."""
-    if min(samples, threads) <= 1:
-        run(0, samples)
-        return
-    pieces = min(samples, PIECES_A_THREAD * threads)
+def in_pieces(samples: int, threads: int, run: Callable[[int, int], object], *, at_most: int | None = None) -> None:
+    """`run` for spans of samples (first, last exclusive) that together are all, by up to `threads` threads at once; a single one is this thread.
+
+    A span has `at_most` so many samples: an interruption waits for the end of a span.
+    """
+    threads = max(1, min(samples, threads))
+    pieces = max(1, PIECES_A_THREAD * threads if threads > 1 else 1, -(-samples // (at_most or samples or 1)))
+    pieces = min(pieces, max(samples, 1))
     bounds = [samples * piece // pieces for piece in range(pieces + 1)]
-    with ThreadPoolExecutor(min(samples, threads)) as pool:
+    if threads == 1:
+        for first, last in pairwise(bounds):
+            run(first, last)
+        return
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(run, bounds[:-1], bounds[1:]))

@@ -401,8 +401,9 @@ int32_t toolchain_phase(const PhasePlan *phase, int64_t first, int64_t last, int
     return run_plain(phase, first, last);
 }
 
-/* How large the structs are here, for who describes them once more: 0 PhasePlan, 1 PopulationPlan, 2 SynapsePlan, 3 HostPlan, 4 DenseClass. */
+/* How large the structs are here, for who describes them once more: 0 PhasePlan, 1 PopulationPlan, 2 SynapsePlan, 3 HostPlan, 4 DenseClass; 5: which edition
+   of their meaning this is. */
 int32_t toolchain_core_size(int32_t which) {
-    const size_t sizes[] = {sizeof(PhasePlan), sizeof(PopulationPlan), sizeof(SynapsePlan), sizeof(HostPlan), sizeof(DenseClass)};
+    const size_t sizes[] = {sizeof(PhasePlan), sizeof(PopulationPlan), sizeof(SynapsePlan), sizeof(HostPlan), sizeof(DenseClass), EDITION};
     return (int32_t)sizes[which];
 }

@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+enum { EDITION = 1 }; /* one more whenever a field changes its meaning; phases.py has it too */
+
 enum { INPUT, PLUS, BOTH, READOUT, RELAY };  /* kinds of populations */
 enum { WINDOW, MATRIX, DIAGONAL };           /* forms of connections */
 

@@ -143,6 +143,9 @@ class PhasePlan(ctypes.Structure):
     )
 
 
+EDITION = 1
+"""Of what the structs' fields mean: one more whenever a field changes its meaning; core.h has it too."""
+
 STRUCTS = (PhasePlan, PopulationPlan, SynapsePlan, HostPlan, DenseClass)
 
 
@@ -154,12 +157,12 @@ def _core() -> ctypes.CDLL | str:
 @cache
 def _described(library: ctypes.CDLL) -> ctypes.CDLL | str:
     try:
-        sizes = [library.toolchain_core_size(which) for which in range(len(STRUCTS))]
+        sizes = [library.toolchain_core_size(which) for which in range(len(STRUCTS) + 1)]
         library.toolchain_core_widest.restype = library.toolchain_phase.restype = _int
         library.toolchain_phase.argtypes = (ctypes.POINTER(PhasePlan), _long, _long, _int)
     except AttributeError:
         sizes = []
-    if sizes != [ctypes.sizeof(part) for part in STRUCTS]:
+    if sizes != [*(ctypes.sizeof(part) for part in STRUCTS), EDITION]:
         return f"the native kernel was built from other sources than these: {native.remedy()}"
     return library
 
