@@ -209,16 +209,29 @@ TARGET APART static void NAME(add_values)(const SynapsePlan *way, int32_t source
 #define PRODUCT(PLACES, VECTORS)                                                                                                            \
     TARGET static void NAME(product_##PLACES##_##VECTORS)(const DenseClass *c, int32_t quads, const uint8_t *image, const int8_t *packed,   \
                                                           int64_t first, int64_t lane, int32_t *sums) {                                     \
-        __m512i sum[PLACES][VECTORS];                                                                                                       \
+        __m512i sum[PLACES][VECTORS], odd[PLACES][VECTORS]; /* few sums would wait for each other: two sets of them */                      \
+        const int32_t twice = PLACES <= 2 ? quads / 2 * 2 : 0;                                                                              \
         const uint8_t *window[PLACES];                                                                                                      \
         _Pragma("GCC unroll 8") for (int m = 0; m < PLACES; m++) {                                                                          \
             window[m] = image + c->base[first + m];                                                                                         \
-            _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) sum[m][v] = _mm512_loadu_si512(c->start + lane + 16 * v);             \
+            _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) sum[m][v] = _mm512_loadu_si512(c->start + lane + 16 * v),             \
+                                                                             odd[m][v] = _mm512_setzero_si512();                            \
         }                                                                                                                                   \
         for (int32_t t = 0; t < c->taps; t++) {                                                                                             \
             const int32_t tap = c->tap[t];                                                                                                  \
             const int8_t *weight = packed + (int64_t)64 * VECTORS * quads * c->slot[t];                                                     \
-            for (int32_t q = 0; q < quads; q++, weight += 64 * VECTORS) {                                                                   \
+            for (int32_t q = 0; q < twice; q += 2, weight += 128 * VECTORS) {                                                               \
+                _Pragma("GCC unroll 8") for (int m = 0; m < PLACES; m++) {                                                                  \
+                    int32_t four[2];                                                                                                        \
+                    memcpy(four, window[m] + tap + 4 * q, 8);                                                                               \
+                    const __m512i values = _mm512_set1_epi32(four[0]), next = _mm512_set1_epi32(four[1]);                                   \
+                    _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) {                                                             \
+                        sum[m][v] = DOT(sum[m][v], values, _mm512_loadu_si512(weight + 64 * v));                                            \
+                        odd[m][v] = DOT(odd[m][v], next, _mm512_loadu_si512(weight + 64 * (VECTORS + v)));                                  \
+                    }                                                                                                                       \
+                }                                                                                                                           \
+            }                                                                                                                               \
+            for (int32_t q = twice; q < quads; q++, weight += 64 * VECTORS) {                                                               \
                 __m512i row[VECTORS];                                                                                                       \
                 _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++) row[v] = _mm512_loadu_si512(weight + 64 * v);                     \
                 _Pragma("GCC unroll 8") for (int m = 0; m < PLACES; m++) {                                                                  \
@@ -231,7 +244,7 @@ TARGET APART static void NAME(add_values)(const SynapsePlan *way, int32_t source
         }                                                                                                                                   \
         _Pragma("GCC unroll 8") for (int m = 0; m < PLACES; m++)                                                                            \
             _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; v++)                                                                       \
-                _mm512_storeu_si512(sums + c->target[first + m] + lane + 16 * v, sum[m][v]);                                                \
+                _mm512_storeu_si512(sums + c->target[first + m] + lane + 16 * v, _mm512_add_epi32(sum[m][v], odd[m][v]));                   \
     }
 #define PRODUCTS(PLACES) PRODUCT(PLACES, 4) PRODUCT(PLACES, 2)
 PRODUCTS(1) PRODUCTS(2) PRODUCTS(3) PRODUCTS(4) PRODUCTS(5) PRODUCTS(6)
@@ -295,18 +308,18 @@ TARGET static void NAME(products_of)(const SynapsePlan *way, const uint8_t *imag
 #endif
 #undef DOT
 
-TARGET static void NAME(mark)(const SynapsePlan *way, int32_t lanes, const List *list, const uint8_t *mask, int32_t sign, uint8_t *image) {
-    const int32_t *position = list->position;
-    for (int64_t k = 0; k < list->length; k++) {
-        const int32_t place = position[k] / lanes;
-        image[way->image_place[place] + position[k] - place * lanes] = (uint8_t)(way->background + sign * (mask ? mask[position[k]] : 1));
+TARGET APART static void NAME(mark)(const SynapsePlan *way, const PopulationPlan *source, const List *list, const uint8_t *mask, int32_t sign, uint8_t *image) {
+    for (int32_t place = 0; list->length && place < source->places; place++) {
+        uint8_t *here = image + way->image_place[place] - (int64_t)place * source->lanes;
+        for (int32_t k = list->begin[place]; k < list->begin[place + 1]; k++)
+            here[list->position[k]] = (uint8_t)(way->background + sign * (mask ? mask[list->position[k]] : 1));
     }
 }
 
 TARGET APART static void NAME(add_products)(const SynapsePlan *way, const PopulationPlan *source, const Emission *emission, const uint8_t *mask, Arrival *arrival) {
     memset(arrival->image, way->background, (size_t)way->image_size);
-    NAME(mark)(way, source->lanes, &emission->plus, mask, 1, arrival->image);
-    NAME(mark)(way, source->lanes, &emission->minus, mask, -1, arrival->image);
+    NAME(mark)(way, source, &emission->plus, mask, 1, arrival->image);
+    NAME(mark)(way, source, &emission->minus, mask, -1, arrival->image);
     const int8_t *packed = way->packed;
     for (int64_t lane = 0; lane < way->lanes;) { /* a tile's weights stay in the cache for all targets */
         const int32_t vectors = way->lanes - lane >= 64 ? 4 : 2;
