@@ -1,7 +1,7 @@
 """A population's model step as one Triton kernel: add, clamp, fire, reset, leak and count, each neuron read and written once.
 
 The rule is `toolchain.fixed.step`; this is its form on a GPU, and `cuda_ticks` has the same in torch operations where Triton is missing. Triton is imported with this
-module, so import it only where the kernel is wanted. Whole numbers only but for `ternary_step`, the same rule in floats for training.
+module, so import it only where the kernel is wanted. Whole numbers only.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -135,68 +135,4 @@ def integer_step(
         LEAKS=keep != 1 << SPLIT,
         BLOCK=NEURONS_AT_ONCE,
         enable_fp_fusion=False,  # nothing here is a float; left to Triton's default, some versions warn
-    )
-
-
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _floats(
-    potential,
-    gate,
-    sent,
-    weighted,
-    activity,
-    elements,
-    threshold,
-    reset,
-    leak,
-    LEAKS: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
-):
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = place < elements
-    u = tl.load(potential + place, mask=live, other=0.0)
-    fired = tl.where(u >= threshold, 1.0, 0.0) - tl.where(u <= -threshold, 1.0, 0.0)
-    u = u - fired * reset
-    total = tl.load(weighted + place, mask=live, other=0.0)
-    if LEAKS:
-        u = u * leak
-        total = total * leak
-    tl.store(potential + place, u, mask=live)
-    tl.store(weighted + place, total + fired, mask=live)
-    tl.store(sent + place, fired * tl.load(gate + place, mask=live, other=0.0), mask=live)
-    hit = live & (fired != 0.0)
-    active = tl.load(activity + place, mask=hit, other=0.0)
-    tl.store(activity + place, active + 1.0, mask=hit)
-
-
-def ternary_step(
-    potential: Tensor,
-    gate: Tensor,
-    sent: Tensor,
-    weighted: Tensor,
-    activity: Tensor,
-    *,
-    threshold: float,
-    reset: float,
-    leak: float,
-) -> None:
-    """One step of SPIDE's feedback couples in float32, in place, once everything has been added to `potential`: both members fire, `reset` is subtracted, potential and
-    `weighted` leak, and `weighted` += spike, `activity` += |spike|, `sent` = spike * gate. Contiguous float32 tensors of one shape.
-
-    Every product is exact but those with the leak, and no product is fused with a sum, so results are bit for bit those of the same operations one by one.
-    """
-    elements = potential.numel()
-    _floats[(triton.cdiv(elements, NEURONS_AT_ONCE),)](
-        potential,
-        gate,
-        sent,
-        weighted,
-        activity,
-        elements,
-        threshold,
-        reset,
-        leak,
-        LEAKS=leak != 1,
-        BLOCK=NEURONS_AT_ONCE,
-        enable_fp_fusion=False,
     )

@@ -380,7 +380,7 @@ spec = importlib.util.spec_from_file_location("cuda_tests", sys.argv[1])
 tests = importlib.util.module_from_spec(spec)
 sys.modules["cuda_tests"] = tests
 spec.loader.exec_module(tests)
-for check in (tests.check_kernel, tests.check_without_currents, tests.check_ternary, tests.check_run):
+for check in (tests.check_kernel, tests.check_without_currents, tests.check_run):
     check()
 print("interpreted")
 """
@@ -416,25 +416,6 @@ def check_without_currents():
                     step(*tensors, members=members, threshold=300, reset=200, keep=3000)
                 for a, b in zip(ours, theirs, strict=True):
                     assert a is b is None or torch.equal(a, b)
-
-
-def check_ternary():
-    """The step of training's feedback phase is what the same operations one by one make, bit for bit."""
-    from toolchain.targets.fused_step import ternary_step
-
-    random = torch.Generator().manual_seed(0)
-    for leak in (1.0, 0.9):
-        potential, gate, weighted, activity = (torch.randn(3, 500, generator=random) for _ in range(4))
-        potential[0, :4] = torch.tensor([0.5, -0.5, 0.49999997, -0.49999997])
-        ours = [potential.clone(), gate, torch.empty_like(gate), weighted.clone(), activity.clone()]
-        ternary_step(*ours, threshold=0.5, reset=0.7, leak=leak)
-        spike = (potential >= 0.5).float() - (potential <= -0.5).float()
-        left = potential.sub(spike, alpha=0.7)
-        if leak < 1:
-            left, weighted = left * leak, weighted * leak
-        expected = [left, gate, spike * gate, weighted + spike, activity + spike.abs()]
-        for a, b in zip(ours, expected, strict=True):
-            assert torch.equal(a, b)
 
 
 def check_run():
