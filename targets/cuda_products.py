@@ -26,11 +26,11 @@ from toolchain.ir import (
     Dense,
     Graph,
     Identity,
-    Op,
     Scale,
     Shape,
     Synapse,
     entry_shape,
+    exponent_of,
     shapes_along,
 )
 from toolchain.targets import torch_operations
@@ -343,10 +343,6 @@ class FloatProduct:
         values = spikes.to(self._kind) if mask is None else spikes.to(self._kind) * mask
         made = inward(self._operations(outward(values, self._source)), self._target)
         deposit(made.to(waiting.dtype), waiting, self._exponent, first=first)
-
-
-def exponent_of(ops: tuple[Op, ...]) -> int:
-    return sum(getattr(op, "exponent", 0) for op in ops)
 
 
 def agrees(product: Product, sure: Product, spikes: Tensor, waiting: Tensor) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor
 from toolchain import codec
 from toolchain.errors import GraphError
 from toolchain.fixed import EXACT_FLOAT32, EXACT_FLOAT64, INT32_SAFE, decay, largest_product, largest_total
-from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Graph, Phase, Synapse
+from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Graph, Phase, Synapse, exponent_of
 from toolchain.target import Executable, History, Latch, Result, join
 from toolchain.targets.cuda_products import (
     INT8,
@@ -33,7 +33,6 @@ from toolchain.targets.cuda_products import (
     Product,
     Scratch,
     agrees,
-    exponent_of,
     inward,
     outward,
     unshortened,

@@ -14,7 +14,7 @@ import numpy as np
 
 from toolchain.errors import GraphError, UsageError, unknown
 from toolchain.fixed import EXACT_FLOAT32, EXACT_FLOAT64, INT32_SAFE, decay, largest_product, largest_total
-from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Graph, Phase, Synapse
+from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Graph, Phase, Synapse, exponent_of
 from toolchain.limits import LOIHI2, Limits
 from toolchain.passes import LOIHI_PIPELINE, Pipeline
 from toolchain.target import Executable
@@ -190,7 +190,7 @@ class _Integers:
 
     def product(self, synapse: Synapse, spikes: Tensor) -> Tensor:
         made = self._connections[id(synapse)](spikes.to(self._types[id(synapse)])).to(self._potentials[synapse.target])
-        exponent = sum(getattr(op, "exponent", 0) for op in synapse.ops)
+        exponent = exponent_of(synapse.ops)
         return made << exponent if exponent else made
 
     def step(self, population: str, potential: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain import fixed
-from toolchain.fixed import INT32_SAFE
+from toolchain.fixed import INT32_SAFE, largest_mantissa
 from toolchain.ir import (
     Array,
     Conv2d,
@@ -33,7 +33,7 @@ from toolchain.ir import (
     Shape,
     adjoint,
     entry_shape,
-    largest_sum,
+    exponent_of,
     shapes_along,
     weight_of,
 )
@@ -141,7 +141,7 @@ class Connection:
 
     def laid(self, currents: str, instructions: int) -> Plan:
         """Its plan, but for populations and delay; Unfit where the core has no form for it."""
-        shift = sum(getattr(op, "exponent", 0) for op in self.ops)
+        shift = exponent_of(self.ops)
         if shift > sim_bounds.LARGEST_EXPONENT:
             raise Unfit(f"a connection shifts by {shift} bits")
         made = Plan(SynapsePlan(exponent=shift, lanes=self.target.lanes, dense_from=NEVER))
@@ -271,10 +271,7 @@ class Connection:
         """Whether spikes meet weights of 8 bits and their sums fit 32: products store signed spikes as 0, 1, 2, which doubles them, and begin with the negative sum."""
         if self.graded or weights.min(initial=0) < -128 or weights.max(initial=0) > 127:
             return False
-        largest = 1
-        for op in _unshifted(self.ops):
-            largest = largest_sum(op, self.graph.tensors, largest)[1]
-        return 3 * largest <= INT32_SAFE
+        return 3 * largest_mantissa(self.ops, self.graph.tensors, 1)[0] <= INT32_SAFE
 
     def _rows_of(self, made: Plan, weights: Array) -> None:
         """Lay rows of weights (rows, target channels) out in bytes, 128 larger than they are."""

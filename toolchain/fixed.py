@@ -32,6 +32,7 @@ from toolchain.ir import (
     Synapse,
     Upsample,
     entry_shape,
+    exponent_of,
     largest_sum,
     shapes_along,
 )
@@ -259,11 +260,18 @@ def largest_product(graph: Graph, synapse: Synapse) -> tuple[int, int]:
     """
     source = graph.population(synapse.source)
     delivered = {"input": int(graph.scale("forward", source.name)), "linear": POTENTIAL_LIMIT}.get(source.kind, 1)
-    partial, shifts = delivered, 0
-    for op in synapse.ops:  # a shift rounds nothing: what must stay exact is the sum of mantissas
-        met, _ = largest_sum(op, graph.tensors, delivered)
-        partial, delivered, shifts = max(partial, met), met, shifts + getattr(op, "exponent", 0)
-    return partial, delivered << shifts
+    partial, delivered = largest_mantissa(synapse.ops, graph.tensors, delivered)
+    return partial, delivered << exponent_of(synapse.ops)
+
+
+def largest_mantissa(ops: Sequence[Op], tensors: Mapping[str, Array], incoming: int) -> tuple[int, int]:
+    """The largest partial sum of mantissas that a composition can meet where no value it takes exceeds `incoming`, and the largest it delivers: a shift rounds nothing,
+    so exponents do not count."""
+    partial = incoming
+    for op in ops:
+        incoming = largest_sum(op, tensors, incoming)[0]
+        partial = max(partial, incoming)
+    return partial, incoming
 
 
 def largest_total(graph: Graph, phase: Phase, name: str) -> int:

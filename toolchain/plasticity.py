@@ -36,6 +36,7 @@ from toolchain.ir import (
     Synapse,
     adjoint,
     entry_shape,
+    exponent_of,
     leak_sum,
     shapes_along,
     weight_of,
@@ -168,7 +169,7 @@ def _step(graph: Graph, synapse: Synapse, name: str, area: int) -> float:
     """What a mantissa of 1 is in the model's unit (see `passes.grids`)."""
     if not graph.integer:
         return 1.0
-    exponent = sum(getattr(op, "exponent", 0) for op in synapse.ops)
+    exponent = exponent_of(synapse.ops)
     kind = graph.population(synapse.source).kind
     message = 1.0 if kind == "couple" else graph.scale("forward", synapse.source)
     return 2.0**exponent * message * area / graph.scale("forward", synapse.target)

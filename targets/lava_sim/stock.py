@@ -41,6 +41,7 @@ from toolchain.ir import (
     Synapse,
     Upsample,
     entry_shape,
+    exponent_of,
     largest_rows,
     largest_sum,
     shapes_along,
@@ -116,7 +117,7 @@ class Stock:
             problems.append(
                 f"{where} takes {synapse.delay} ticks, and Lava's stock synapses at most {DELAY_LIMIT}: use synapses own, or timing pipelined"
             )
-        shift = sum(getattr(op, "exponent", 0) for op in synapse.ops)
+        shift = exponent_of(synapse.ops)
         current = self._currents[synapse]
         if max(2 * current >> shift, current) >= SUM_LIMIT:
             problems.append(
@@ -176,7 +177,7 @@ class Stock:
             matrix = composed(self._graph, synapse.ops, self._shapes(synapse))
         if not self._graph.integer:
             return [(matrix.astype(np.float64), 0, name)]
-        exponent = sum(getattr(op, "exponent", 0) for op in synapse.ops)
+        exponent = exponent_of(synapse.ops)
         parts = digits(matrix)
         names = [name] if len(parts) == 1 else [f"{name}, digit {i + 1} of {len(parts)}" for i in range(len(parts))]
         return [(part, exponent + DIGIT_BITS * i, made) for i, (part, made) in enumerate(zip(parts, names, strict=True))]

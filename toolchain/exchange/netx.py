@@ -40,6 +40,7 @@ from toolchain.ir import (
     Shape,
     Synapse,
     Upsample,
+    exponent_of,
     output_shape,
     weight_of,
 )
@@ -312,7 +313,7 @@ def joined(synapse: Synapse, graph: Graph, *, exact: bool = True) -> Connection:
     ops = [
         op for op in synapse.ops if not isinstance(op, Identity) and not (isinstance(op, Scale) and op.weight is None and op.factor == 1)
     ]
-    exponent = sum(getattr(op, "exponent", 0) for op in synapse.ops)  # of scales left out too
+    exponent = exponent_of(synapse.ops)  # of scales left out too
     wide = np.int64 if exact else np.float64
     dense = next((i for i, op in enumerate(ops) if isinstance(op, Dense)), None)
     if dense is not None:

@@ -33,6 +33,11 @@ def weight_of(op: Op) -> str | None:
     return getattr(op, "weight", None)
 
 
+def exponent_of(ops: Sequence[Op]) -> int:
+    """By how many bits a composition shifts what it makes: operations are linear, so their exponents add up."""
+    return sum(getattr(op, "exponent", 0) for op in ops)
+
+
 def transposed(op: Op) -> Op:
     """The adjoint of one operation, on the same tensor. `Scale` and `Identity` are their own."""
     return op if isinstance(op, (Scale, Identity)) else msgspec.structs.replace(op, transpose=not op.transpose)
