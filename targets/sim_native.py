@@ -21,6 +21,8 @@ AT_A_TIME = 2**27
 """Steps of neurons in one call of the core, about a tenth of a second, unless a single sample has more."""
 
 LARGEST_SUM = 2**62
+"""Sums of 64 bits hold whatever stays below."""
+
 LARGEST_SIZE = 2**28
 """Most neurons of a population, padded."""
 

@@ -1,7 +1,7 @@
 """What the host does around a target: inputs into currents, errors into currents, spike counts back into rates, logits and gradients.
 
-Every target uses these functions and no other, so a difference between two targets is never a difference of the host. All host sums over
-integers are exact (below 2^53 in float64), hence the same on every machine.
+Every target uses these functions, so a difference between two targets is never a difference of the host; only `sim`'s compiled core makes `input_current` itself, and is
+held to it by tests. All host sums over integers are exact (below 2^53 in float64), hence the same on every machine.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from toolchain import fixed, native
+from toolchain import codec, fixed, native
 from toolchain.errors import UsageError
 from toolchain.ir import (
     POTENTIAL_LIMIT,
@@ -588,6 +588,46 @@ def test_what_piles_up_before_a_first_step() -> None:
         for field in ("counts", "potentials", "saturations"):
             for name, values in getattr(expected, field).items():
                 np.testing.assert_array_equal(getattr(found, field)[name], values, err_msg=f"{field} of {name}, {options}")
+
+
+def injected(shift: int, exponent: int) -> Graph:
+    """Currents of the host that are cut at 13 bits on both sides, and rounded at one half."""
+    draw = np.random.default_rng(shift)
+    weights = draw.integers(-(2**12) << shift, 2**12 << shift, (70, 6)) // 128
+    bias = draw.integers(-64 << shift, 64 << shift, 70)
+    bias[:8] = (np.arange(-4, 4) << shift) + ((1 << shift) >> 1)  # without an input: halves, and what lies next to them
+    bias[8:16] = bias[:8] - 1
+    graph = Graph(
+        (Population("input", (6,), "input"), Population("a", (70,), "couple"), Population("readout", (2,), "readout")),
+        (
+            Phase(
+                "forward",
+                2,
+                ("a", "readout"),
+                {"a": Dynamics(1.0, POTENTIAL_LIMIT, 1, "plus"), "readout": Dynamics(1.0)},
+                (Synapse("a", "readout", (Dense("o"),)),),
+                drive=(Drive("a", "input", (Dense("w"),), "b", shift=shift, exponent=exponent),),
+            ),
+        ),
+        {"w": frozen(weights, np.int64), "b": frozen(bias, np.int64), "o": weight(2, 70)},
+        Units("integer", {"forward": {"input": 255.0, "a": 1.0, "readout": 1.0}}),
+        Provenance("injected"),
+    )
+    verify(graph)
+    return graph
+
+
+@pytest.mark.parametrize(("shift", "exponent"), [(0, 0), (1, 7), (12, 3), (18, 5)])
+def test_the_host_s_currents_are_codec_s(shift: int, exponent: int) -> None:
+    graph = injected(shift, exponent)
+    inputs = np.random.default_rng(1).random((9, 6))
+    inputs[0], inputs[1] = 0, 1
+    (drive,) = graph.phase("forward").drive
+    current = codec.input_current(graph, drive, codec.encode_input(graph, inputs))
+    assert {-4096 << exponent, 4095 << exponent} <= set(current.ravel().tolist()), "nothing is cut"
+    for options in FORMS.values():
+        with replace(SIM, device="cpu", **options).compile(graph) as run:
+            np.testing.assert_array_equal(run.run(inputs).potentials["a"], 2 * current)
 
 
 LEFT_TO_TORCH: dict[str, Callable[[], Case]] = {
