@@ -310,9 +310,9 @@ TARGET static void NAME(products_of)(const SynapsePlan *way, const uint8_t *imag
 
 TARGET APART static void NAME(mark)(const SynapsePlan *way, const PopulationPlan *source, const List *list, const uint8_t *mask, int32_t sign, uint8_t *image) {
     for (int32_t place = 0; list->length && place < source->places; place++) {
-        uint8_t *here = image + way->image_place[place] - (int64_t)place * source->lanes;
+        const int32_t by = way->image_place[place] - place * source->lanes;
         for (int32_t k = list->begin[place]; k < list->begin[place + 1]; k++)
-            here[list->position[k]] = (uint8_t)(way->background + sign * (mask ? mask[list->position[k]] : 1));
+            image[list->position[k] + by] = (uint8_t)(way->background + sign * (mask ? mask[list->position[k]] : 1));
     }
 }
 
