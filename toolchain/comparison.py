@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolchain.analysis.drops import AccuracyBudget
 from toolchain.deploy import Deployment
 from toolchain.feedback import Feedback
 from toolchain.notation import table
@@ -74,6 +75,7 @@ class Comparison:
     drop: float
     max_drop: float | None
     report: Path | None = None
+    budget: AccuracyBudget | None = None
 
     @property
     def reference(self) -> str:
@@ -103,6 +105,7 @@ class Comparison:
             "versions": self.rows[0].deployment.versions,
             "report": None if self.report is None else str(self.report),
             "rows": [row.to_json() for row in self.rows],
+            "budget": None if self.budget is None else self.budget.to_json(),
         }
 
     def to_text(self) -> str:
