@@ -1,4 +1,4 @@
-"""The simulator: integer graphs, batched, bit-exact with `reference`, on CPU or CUDA; docs/simulator.md says how.
+"""The simulator: integer graphs, batched, bit-exact with `reference`, on CPU or CUDA; docs/targets/sim.md says how.
 
 On a CPU the compiled core runs whole phases (`sim_native`), on CUDA ticks on static buffers do (`cuda_ticks`); torch, tick by tick, serves everywhere else
 (`_Integers`).

@@ -1,4 +1,4 @@
-"""What docs/lava.md shows runs, and what it says of limits is so."""
+"""What docs/targets/lava-sim.md shows runs, and what it says of limits is so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "lava.md").read_text()
+PAGE = (ROOT / "docs" / "targets" / "lava-sim.md").read_text()
 
 
 @pytest.mark.lava
@@ -34,6 +34,6 @@ def test_the_limits_of_stock_synapses_are_those_of_the_code() -> None:
     assert 2 ** int(re.search(r"matrices beyond 2\^(\d+) weights", PAGE)[1]) == stock.MATRIX_LIMIT
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
 def test_no_page_waits_for_its_numbers(page: Path) -> None:
     assert not re.findall(r"^[A-Z_]{4,}$", page.read_text(), re.M)
