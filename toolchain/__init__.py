@@ -1,4 +1,5 @@
-"""Deployment toolchain for feedback spiking neural networks: every command of `toolchain --help` is the function of the same name here.
+"""Deployment toolchain for feedback spiking neural networks: every command of `toolchain --help` is the function of the same name here
+(`import_` for `import`, which is Python's own word).
 
     import toolchain
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from toolchain.deploy import deploy as deploy
     from toolchain.doctor import doctor as doctor
     from toolchain.exchange import export as export
+    from toolchain.exchange import import_ as import_
     from toolchain.feedback import feedback as feedback
     from toolchain.inspection import inspect as inspect
     from toolchain.learn import learn as learn
@@ -38,6 +40,7 @@ _HOME = {
     "deploy": "toolchain.deploy",
     "doctor": "toolchain.doctor",
     "export": "toolchain.exchange",
+    "import_": "toolchain.exchange",
     "feedback": "toolchain.feedback",
     "inspect": "toolchain.inspection",
     "learn": "toolchain.learn",

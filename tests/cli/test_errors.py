@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = [
     ("deploy mnist-fc --target sim --resume", "--resume"),
-    *[(f"{verb} mnist-fc --any thing", verb) for verb in ("estimate", "import")],
+    *[(f"{verb} mnist-fc --any thing", verb) for verb in ("estimate",)],
 ]
 
 USAGE = [

@@ -1,4 +1,5 @@
-"""Networks in the formats of other libraries: `export` writes what a format carries, and says and measures what it loses. docs/exchange.md has the formats."""
+"""Networks in the formats of other libraries: `export` writes what a format carries, and says and measures what it loses; `import_` reads files, ours and those of
+others. docs/exchange.md has the formats."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +18,12 @@ from toolchain.errors import UsageError, unknown
 from toolchain.exchange import lava_dl, netx
 from toolchain.files import ready_folder, replace_file
 from toolchain.progress import track
-from toolchain.source import Model, find
+from toolchain.source import Model, Source, find
 from toolchain.versions import installed, versions
 
 FORMATS = ("netx", "nir", "onnx")
-LATER = ("nir", "onnx")
-"""Formats of a later version."""
+READ = ("nir", "onnx")
+"""Formats that `import_` reads; a file's ending says which, where nobody does."""
 
 CALIBRATION = 64
 """Training samples that set thresholds, where they are to."""
@@ -31,9 +32,17 @@ SAMPLES = 200
 """Samples that say how good an approximation is, where nobody says how many: Lava's stock processes take one at a time."""
 
 
+class Outcome(Protocol):
+    """What `export` and `import_` return, each format its own."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def to_text(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote: what the file lost, and on `samples` samples its accuracy beside that of the exact graph (fractions of 1).
+    """What `export` wrote as netx: what the file lost, and on `samples` samples its accuracy beside that of the exact graph (fractions of 1).
 
     `accuracy` is that of the file, read by lava-dl and run in Lava; `exact_accuracy` that of the integer graph of `deploy --target sim` with its defaults; `agreement` how
     many answers are the same. `blocks` are the file's, with their types, shapes and thresholds.
@@ -89,22 +98,80 @@ def export(
     samples: int = SAMPLES,
     calibrate: str | None = None,
     data_dir: str | Path | None = None,
-) -> Exported:
-    """Write `model` to the file `output` in another library's format; of `netx`, run the file in Lava on the first `samples` test samples of `dataset`.
+) -> Outcome:
+    """Write `model` to the file `output` in another library's format; what is measured, is on the first `samples` test samples of `dataset`.
 
-    `calibrate` names a data set whose first training samples set netx's thresholds, so that populations fire as often as in the exact graph; else a rule sets them.
-    netx neurons are reset to zero, so its files are approximations: without `approximate` nothing is written, and the error says what would be lost. DesignRuleError, with every reason,
-    where the format cannot carry the network at all; UsageError for a bad option, or where lava-dl is missing.
+    `nir`    the exact network: NIR's own nodes, and what they cannot say in metadata. With `approximate` a file for readers that know only NIR's nodes, which reset to
+             zero: what it loses is listed, and measured
+    `onnx`   the float network for inference, unrolled over its time steps
+    `netx`   lava-dl's: neurons reset to zero, so its files are approximations: without `approximate` nothing is written, and the error says what would be lost.
+             `calibrate` names a data set whose first training samples set thresholds, so that populations fire as often as in the exact graph; else a rule sets them
+
+    DesignRuleError, with every reason, where the format cannot carry the network at all; UsageError for a bad option, or where a package is missing.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    if format in LATER:
-        raise UsageError(f"export to {format} is not part of this version of the toolchain: choose netx")
     path = Path(output)
     if path.name in ("", ".", "..") or path.is_dir():
-        raise UsageError(f"'{path}' is no file name: give -o FILE.net")
+        raise UsageError(f"'{path}' is no file name: give -o FILE.{'net' if format == 'netx' else format}")
     _require_other(model, path)
-    source = find(model)
+    if calibrate is not None and format != "netx":
+        raise UsageError(f"--calibrate sets the thresholds of netx files, and {format} has the network's own: leave it out")
+    measured: dict[str, Any] = {"approximate": approximate, "dataset": dataset, "samples": samples, "data_dir": data_dir}
+    if format == "nir":
+        from toolchain.exchange import nir
+
+        return nir.export(find(model), path, **measured)
+    if format == "onnx":
+        raise UsageError("export to onnx is not part of this version of the toolchain: choose nir or netx")
+    return _export_netx(model, find(model), path, calibrate=calibrate, **measured)
+
+
+def import_(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    time_steps: int | None = None,
+    **options: Any,
+) -> Outcome:
+    """Read a network from `path`, a file of another library or one that `export` wrote; the verb `import`, which Python keeps for itself, hence the underscore.
+
+    `format` is nir or onnx, by default what the file's ending says. `output` is what to write: a run folder, which compile, deploy and train take, or for a file made from an
+    artefact FILE.fsnn; without it the file is only read and described. `time_steps` is how long the network runs, where the file does not say. `options` are those of one
+    format: of nir `reset` and `dt` (`toolchain.exchange.nir.import_`).
+    """
+    file = Path(path)
+    named = file.suffix.removeprefix(".") if format is None else format
+    if named not in READ:
+        raise (
+            UsageError(f"'{file}' does not end in .nir or .onnx: say what it is with --format nir or onnx")
+            if format is None
+            else unknown("format", named, READ)
+        )
+    if not file.is_file():
+        raise UsageError(f"there is no file '{file}': check the path")
+    target = None if output is None else Path(output)
+    if target is not None and target.resolve() == file.resolve():
+        raise UsageError(f"'{target}' is the file that is read: write the network to another place")
+    if named == "nir":
+        from toolchain.exchange import nir
+
+        return nir.import_(file, target, time_steps=time_steps, **options)
+    raise UsageError("import of onnx is not part of this version of the toolchain: choose nir")
+
+
+def _export_netx(
+    model: Model,
+    source: Source,
+    path: Path,
+    *,
+    approximate: bool,
+    dataset: str,
+    samples: int,
+    calibrate: str | None,
+    data_dir: str | Path | None,
+) -> Exported:
     made = netx.chain(source)
     if not approximate:
         raise UsageError(
@@ -131,7 +198,7 @@ def export(
     correct = int((predicted == loaded.labels).sum())
     return Exported(
         model=source.name,
-        format=format,
+        format="netx",
         output=str(path),
         bytes=len(written),
         approximation=netx.HARD_RESET,
