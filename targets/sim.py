@@ -1,7 +1,7 @@
 """The simulator: integer graphs, batched, bit-exact with `reference`, on CPU or CUDA; docs/targets/sim.md says how.
 
 On a CPU the compiled core runs whole phases (`sim_native`), on CUDA ticks on static buffers do (`cuda_ticks`); torch, tick by tick, serves everywhere else
-(`_Integers`).
+(`Integers`).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Sim:
             return cuda_ticks.compile(graph, batch=self.batch, trace=self.trace, device=device)
         from toolchain.targets.torch_ticks import TickRun
 
-        arithmetic: dict[str, Arithmetic] = {phase.name: _Integers(graph, phase, device) for phase in graph.phases}
+        arithmetic: dict[str, Arithmetic] = {phase.name: Integers(graph, phase, device) for phase in graph.phases}
         return TickRun(graph, arithmetic, batch=self.batch, trace=self.trace, device=device)
 
 
@@ -111,7 +111,7 @@ def _tell(message: str) -> None:
     say(message)
 
 
-class _Integers:
+class Integers:
     """Loihi's arithmetic (see `toolchain.fixed`) for one phase of one graph, in torch.
 
     Each connection's products run in the narrowest float type in which every partial sum is a whole number the type holds exactly (float32 below 2^24,

@@ -14,7 +14,7 @@ The value is found by Lanczos iteration on the map and its adjoint, from a seede
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import TYPE_CHECKING, Any
@@ -187,9 +187,9 @@ class _Trip:
         relays = {name: graph.scale("forward", name) for name in self._order if graph.population(name).kind == "linear"}
         self._divide = {name: relays.get(name, float(phase.dynamics[name].reset)) for name in self._order}
         self._messages = {name: relays.get(name, 1.0) for name in self._order}
-        weights = _weights(graph, synapses)
-        self._forward = [_composition(graph, s.source, s.target, s.ops, weights) for s in synapses]
-        self._adjoint = [_composition(graph, s.target, s.source, ir.adjoint(s.ops), weights) for s in synapses]
+        weights = float_weights(graph, synapses)
+        self._forward = [composition(graph, s.source, s.target, s.ops, weights) for s in synapses]
+        self._adjoint = [composition(graph, s.target, s.source, ir.adjoint(s.ops), weights) for s in synapses]
 
     @property
     def size(self) -> int:
@@ -227,18 +227,19 @@ class _Trip:
         return joined
 
 
-def _weights(graph: Graph, synapses: list[Synapse]) -> dict[str, Tensor]:
-    """Every tensor that the synapses read, exponents multiplied in, in float32."""
+def float_weights(graph: Graph, synapses: Sequence[Synapse], dtype: npt.DTypeLike = np.float32) -> dict[str, Tensor]:
+    """Every tensor that the synapses read, exponents multiplied in, in floats."""
     import torch
 
     exponents = {name: getattr(op, "exponent", 0) for s in synapses for op in s.ops if (name := weight_of(op)) is not None}
-    return {name: torch.from_numpy(np.ldexp(graph.tensors[name].astype(np.float32), e)) for name, e in exponents.items()}
+    return {name: torch.from_numpy(np.ldexp(graph.tensors[name].astype(dtype), e)) for name, e in exponents.items()}
 
 
-def _composition(graph: Graph, source: str, target: str, ops: tuple[ir.Op, ...], weights: Mapping[str, Tensor]) -> Operation:
+def composition(graph: Graph, source: str, target: str, ops: tuple[ir.Op, ...], weights: Mapping[str, Tensor]) -> Operation:
+    """A connection of an integer or a float graph on real numbers, with the weights that `float_weights` made."""
     from toolchain.targets import torch_operations
 
-    return torch_operations.Composition(
+    made = torch_operations.Composition(
         ops,
         graph.population(source).shape,
         graph.population(target).shape,
@@ -247,6 +248,8 @@ def _composition(graph: Graph, source: str, target: str, ops: tuple[ir.Op, ...],
         convolutions=torch_operations.TORCH,
         sums=graph.integer,
     )
+    shift = ir.exponent_of([op for op in ops if weight_of(op) is None])  # those with weights have theirs multiplied in
+    return made if shift == 0 else lambda values: made(values) * 2.0**shift
 
 
 def _largest(trip: _Trip, iterations: int) -> tuple[float, int, bool]:
