@@ -76,6 +76,12 @@ def write(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     """Write `artifact` to `path`: to a temporary file first, then renamed, so no half-written artefact ever has the name."""
     from safetensors.numpy import save
 
+    header, tensors = taken_apart(artifact)
+    replace_file(Path(path), save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {"fsnn": header}))
+
+
+def taken_apart(artifact: Artifact) -> tuple[str, dict[str, Array]]:
+    """The signed header as canonical JSON, and the tensors by their names in the file: all that a file of any format needs to hold."""
     tensors = {f"graph/{name}": tensor for name, tensor in artifact.graph.tensors.items()}
     if artifact.float_graph is not None:
         tensors |= {f"float/{name}": tensor for name, tensor in artifact.float_graph.tensors.items()}
@@ -91,14 +97,17 @@ def write(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     )
     header = msgspec.json.decode(_json(header), type=_Header)  # as it will be read: a 1 where a float belongs becomes 1.0
     signed = msgspec.structs.replace(header, digest=_digest(header, tensors))
-    data = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {"fsnn": _json(signed).decode()})
-    replace_file(Path(path), data)
+    return _json(signed).decode(), tensors
 
 
 def read(path: str | os.PathLike[str]) -> Artifact:
     """Read and check an artefact; ArtifactError says what is wrong with the file and where."""
     file = Path(path)
-    raw, tensors = _raw(file)
+    return put_together(file, *_raw(file))
+
+
+def put_together(file: Path, raw: str, tensors: Mapping[str, Array]) -> Artifact:
+    """The artefact of which `file` holds the header `raw` and `tensors`, checked whole; ArtifactError as of `read`."""
     version = _version(file, raw)
     if version != FORMAT_VERSION:
         raise ArtifactError(
