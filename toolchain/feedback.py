@@ -11,10 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain import codec
+from toolchain.analysis.equilibrium import Precision, feedback_equilibrium, forward_equilibrium
+from toolchain.analysis.fidelity import Solved
+from toolchain.compiler import lowered
 from toolchain.deploy import Options, available, started
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph, Op, leak_sum, weight_of
 from toolchain.network import CLIPPED_FROM
+from toolchain.notation import step_products
+from toolchain.passes import FLOAT_PIPELINE
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result
 
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
     from toolchain.layers import FeedbackSNN
 
 Floats = npt.NDArray[np.float64]
+
+COARSE_WORK, COARSE_TOLERANCE = 2**28, 1e-5
+"""Products of a step, of all samples together, above which equilibria are solved in float32, and to what."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,46 @@ def both_phases(run: Executable, source: Source, images: Array, labels: Array, s
     labels = np.asarray(labels)
     forward = run.run(images)
     error = codec.output_error(graph, forward, labels, gain)
-    back = run.run(error, phase="feedback")
+    return _found(graph, source, images, labels, forward, run.run(error, phase="feedback"), error, gain)
+
+
+def exact(source: Source, images: Array, labels: Array) -> tuple[Feedback | None, Solved]:
+    """The exact implicit gradient, without spikes: the equilibrium of the rates solved, then the linear equation of beta there, in float64 (in float32, to a coarser
+    tolerance, where a step takes more than `COARSE_WORK` products), and how well they are solved; None, with the reason, where they are not."""
+    graph = float_graph(source)
+    if graph is None:
+        return None, Solved(
+            np.inf, np.inf, (0, 0), f"'{source.name}' was compiled without its float tensors, so nothing exact can be solved"
+        )
+    labels = np.asarray(labels)
+    coarse = len(labels) * max(step_products(graph, phase) for phase in graph.phases) > COARSE_WORK
+    precision = Precision("float32", COARSE_TOLERANCE) if coarse else Precision()
+    forward, rates = forward_equilibrium(graph, images, precision)
+    if not rates.converged:
+        reason = f"the rates of '{source.name}' do not come to an equilibrium: residual {rates.residual:.2g} after {rates.iterations} iterations, so it has no implicit gradient there"
+        return None, Solved(rates.residual, np.inf, (rates.iterations, 0), reason)
+    gain = codec.error_drive(graph).gain
+    error = codec.output_error(graph, forward, labels, gain)
+    masks = {p.name: codec.mask(graph, forward, p.name) for p in graph.of_kind("couple")}
+    back, beta = feedback_equilibrium(graph, masks, error, precision)
+    reason = (
+        f"the linear equation of '{source.name}' was not solved: relative residual {beta.residual:.2g} after {beta.iterations} iterations"
+    )
+    solved = Solved(rates.residual, beta.residual, (rates.iterations, beta.iterations), None if beta.converged else reason)
+    return (_found(graph, source, images, labels, forward, back, error, gain) if beta.converged else None), solved
+
+
+def float_graph(source: Source) -> Graph | None:
+    """The folded float graph with its feedback phase, in the model's own time; None where an artefact was compiled without it."""
+    if source.artifact is not None:
+        return source.artifact.float_graph
+    return FLOAT_PIPELINE.until("adjoint")(lowered(source))
+
+
+def _found(
+    graph: Graph, source: Source, images: Array, labels: Array, forward: Result, back: Result, error: Array, gain: float
+) -> Feedback:
+    """What the results of both phases say."""
     couples = [p.name for p in graph.of_kind("couple")]
     beta = {name: codec.beta(graph, back, name) for name in couples}
     masks = {name: codec.mask(graph, forward, name) for name in couples}
