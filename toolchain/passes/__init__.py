@@ -11,6 +11,7 @@ import msgspec
 from toolchain.errors import GraphError, UsageError, unknown
 from toolchain.ir import Graph, verify
 from toolchain.passes.adjoint import Adjoint
+from toolchain.passes.expand import ExpandCouples
 from toolchain.passes.fold import Fold
 from toolchain.passes.inject import Inject
 from toolchain.passes.partition import Partition
@@ -108,6 +109,7 @@ __all__ = [
     "FLOAT_PIPELINE",
     "LOIHI_PIPELINE",
     "Adjoint",
+    "ExpandCouples",
     "Fold",
     "Inject",
     "Partition",
