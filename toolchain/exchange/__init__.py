@@ -121,7 +121,7 @@ def export(
     if format == "nir":
         from toolchain.exchange import nir
 
-        return nir.export(find(model), path, **measured)
+        return nir.export(model, find(model), path, **measured)
     if format == "onnx":
         raise UsageError("export to onnx is not part of this version of the toolchain: choose nir or netx")
     return _export_netx(model, find(model), path, calibrate=calibrate, **measured)

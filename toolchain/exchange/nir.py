@@ -1,19 +1,391 @@
-"""Networks as NIR files (Pedersen et al., Nature Communications 2024): HDF5 that the package `nir` reads and writes."""
+"""Networks as NIR files (Pedersen et al., Nature Communications 2024), and back.
+
+A file that `export` writes is the exact network: its forward phase in NIR's own nodes (see `nir_nodes`), which hold the weights, and in the metadata what NIR has no words for: reset by
+subtraction, signed spikes and the feedback phase, units, integers, steps. `import_` gives back the same artefact or the same checkpoint, to the last bit, and `nir_torch` runs the nodes in nirtorch.
+With `approximate` the file is for readers that know NIR's nodes only (`nir_stock`). Files of others become a network of ours where it can say what they do (`nir_foreign`).
+"""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
-from toolchain.errors import UsageError
-from toolchain.source import Source
+import msgspec
+import numpy as np
+
+import toolchain
+from toolchain import artifact, checkpoint, config, models
+from toolchain.checkpoint import About
+from toolchain.compiler import lowered
+from toolchain.config import Config, Training
+from toolchain.errors import ArtifactError, ToolchainError, UsageError
+from toolchain.exchange import nir_files, nir_nodes
+from toolchain.exchange.nir_nodes import DT, KEY, Place, Sheet, taken
+from toolchain.files import ready_folder, replace_file
+from toolchain.ir import Array, Graph
+from toolchain.source import Model, Source
+from toolchain.train import CONFIG
+from toolchain.versions import installed, versions
+
+if TYPE_CHECKING:
+    import nir
+    import torch
+
+    from toolchain.layers import FeedbackSNN
+
+FORMAT = 1
+"""Version of what our entry in a file's metadata says."""
 
 
-def export(source: Source, path: Path, **measured: Any) -> Any:
-    """Write `source` to `path`."""
-    raise UsageError("export to nir is not part of this version of the toolchain: choose netx")
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Our entry in a file's metadata.
+
+    kind      artefact: `header` is that of a .fsnn file (see `toolchain.artifact`), signed with its digest. network: `header` is what a checkpoint says of itself, `sha256`
+              that of its weights. approximation: the file is for readers of NIR's own nodes, and there is nothing to restore
+    places    where nodes hold tensors, by name; all others are arrays of the metadata under their own names
+    scalars   of these, those that have no axis, which HDF5 does not pack
+    lost      what a reader that does not look here will not see
+    """
+
+    format: int
+    kind: str
+    toolchain: str
+    model: str
+    time_steps: int
+    dt: float
+    lost: tuple[str, ...] = ()
+    header: str = ""
+    sha256: str = ""
+    places: dict[str, Place] = {}
+    scalars: tuple[str, ...] = ()
 
 
-def import_(path: Path, output: Path | None, *, time_steps: int | None = None, **options: Any) -> Any:
-    """Read the network of `path`."""
-    raise UsageError("import of nir is not part of this version of the toolchain: leave it out")
+@dataclass(frozen=True)
+class Written:
+    """A NIR file of the exact network. `lost` is what readers of NIR's own nodes will not see; `import_` and `nir_torch` lose nothing."""
+
+    model: str
+    output: str
+    bytes: int
+    kind: str
+    nodes: int
+    edges: int
+    time_steps: int
+    lost: tuple[str, ...]
+    versions: dict[str, str]
+    format: str = "nir"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": self.format, **{name: getattr(self, name) for name in self.__dataclass_fields__ if name != "format"}}
+
+    def to_text(self) -> str:
+        return "\n".join(
+            [
+                f"{self.model} as nir, the exact {self.kind}: {self.nodes} nodes, {self.edges} edges, T {self.time_steps}",
+                "a reader that knows only NIR's own nodes will not see:",
+                *(f"- {sentence}" for sentence in self.lost),
+                f"wrote {self.output} ({self.bytes:,} bytes); toolchain import gives back the same {self.kind}, toolchain.exchange.nir_torch runs it in nirtorch",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a NIR file held, and where it was written. `kind` is artefact, network (both as they were exported) or foreign; `warnings` say what may differ from where it came from."""
+
+    path: str
+    model: str
+    kind: str
+    output: str | None
+    time_steps: int
+    neurons: int
+    parameters: int
+    warnings: tuple[str, ...]
+    versions: dict[str, str]
+    format: str = "nir"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": self.format, **{name: getattr(self, name) for name in self.__dataclass_fields__ if name != "format"}}
+
+    def to_text(self) -> str:
+        what = {"artefact": "the artefact", "network": "the network", "foreign": "a network of another library,"}[self.kind]
+        lines = [f"{self.path} holds {what} '{self.model}': {self.neurons:,} neurons, {self.parameters:,} parameters, T {self.time_steps}"]
+        lines += ["warnings:", *(f"- {sentence}" for sentence in self.warnings)] if self.warnings else []
+        lines.append("nothing was written: give -o" if self.output is None else f"wrote {self.output}")
+        return "\n".join(lines)
+
+
+def recorded() -> dict[str, str]:
+    """The versions that a record names."""
+    return versions() | {name: installed(name) or "not installed" for name in ("nir", "nirtorch", "h5py")}
+
+
+def export(
+    model: Model,
+    source: Source,
+    path: Path,
+    *,
+    approximate: bool,
+    dataset: str,
+    samples: int,
+    data_dir: str | os.PathLike[str] | None,
+) -> Any:
+    """Write `source`, which `model` names, to `path`; with `approximate` for readers of NIR's own nodes, measured on `samples` samples of `dataset`."""
+    missing = nir_files.missing()
+    if missing is not None:
+        raise UsageError(missing)
+    if approximate:
+        from toolchain.exchange import nir_stock
+
+        return nir_stock.export(model, source, path, dataset=dataset, samples=samples, data_dir=data_dir)
+    ready_folder(path.parent)
+    kind = "network" if source.artifact is None else "artefact"
+    graph = lowered(source) if source.artifact is None else source.artifact.graph
+    sheet = nir_nodes.draw(graph)
+    lost = (*_lost(graph), *sheet.lost)
+    entry = Entry(FORMAT, kind, toolchain.__version__, source.name, graph.phase("forward").time_steps, DT, lost)
+    made = _artefact(source, sheet, entry) if source.artifact is not None else _network(model, source, sheet, entry)
+    _require_same(made, path, source)
+    return Written(
+        model=source.name,
+        output=str(path),
+        bytes=nir_files.write(path, made),
+        kind=kind,
+        nodes=len(made.nodes),
+        edges=len(made.edges),
+        time_steps=entry.time_steps,
+        lost=lost,
+        versions=recorded(),
+    )
+
+
+def _lost(graph: Graph) -> list[str]:
+    """What NIR's own nodes do not say of any network of ours."""
+    forward = graph.phase("forward")
+    found = ["reset by subtraction: NIR's neurons are set to v_reset and forget by how much they passed the threshold"]
+    if graph.has_phase("feedback"):
+        found.append("the feedback phase: NIR has neither signed spikes nor a second phase")
+    if graph.integer:
+        found.append("integers: potentials of 24 bits that end at their limits, leaks rounded towards zero")
+    if any(dynamics.leak != 1 for dynamics in forward.dynamics.values()):
+        found.append(f"the leak as a factor: tau is exact for Euler steps of dt = {DT:g} s only")
+    if any(nir_nodes.steps_late(forward, s) for s in forward.synapses):
+        found.append("the order within a step: populations see the spikes of earlier ones in the same step, and only feedback is delayed")
+    found.append(f"the number of time steps ({forward.time_steps}) and what the logits are divided by")
+    return found
+
+
+def _artefact(source: Source, sheet: Sheet, entry: Entry) -> nir.NIRGraph:
+    """The nodes with all else that a .fsnn file holds."""
+    assert source.artifact is not None  # the caller asked
+    header, tensors = artifact.taken_apart(source.artifact)
+    return _whole(sheet, msgspec.structs.replace(entry, header=header), {name: f"graph/{name}" for name in sheet.places}, tensors)
+
+
+def _network(model: Model, source: Source, sheet: Sheet, entry: Entry) -> nir.NIRGraph:
+    """The nodes with all else that a checkpoint holds."""
+    from toolchain.lower import fingerprint
+
+    assert source.module is not None  # the caller asked
+    about = msgspec.json.encode(_about(model, source.module)).decode()
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in source.module.state_dict().items()}
+    whole = msgspec.structs.replace(entry, header=about, sha256=fingerprint(source.module))
+    return _whole(sheet, whole, {name: name for name in sheet.places}, tensors)
+
+
+def _about(model: Model, module: FeedbackSNN) -> About:
+    """What the checkpoint of `model` says of itself; of a module that has none, its network, and a data set that says whether its data are events."""
+    from toolchain.layers import describe
+
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        if str(model) in models.names():
+            path = models.get(str(model)).weights
+        return checkpoint.read(path / checkpoint.NAME if path.is_dir() else path).about
+    train = Training() if module.events is None else Training(dataset="nmnist" if module.events else "mnist")
+    return About(checkpoint.FORMAT, Config(describe(module), train), 0, None)
+
+
+def _whole(sheet: Sheet, entry: Entry, names: dict[str, str], tensors: dict[str, Array]) -> nir.NIRGraph:
+    """The graph with its metadata: `tensors` that nodes hold exactly stay there, where `names` says under which name they are wanted, all others go into the metadata."""
+    import nir
+
+    places = {}
+    for tensor, place in sheet.places.items():
+        wanted = tensors.get(names[tensor])
+        if wanted is not None and (found := _found(place, sheet, wanted)) is not None:
+            places[names[tensor]] = found
+    kept = {name: tensor for name, tensor in tensors.items() if name not in places}
+    scalars = tuple(sorted(name for name, tensor in kept.items() if tensor.ndim == 0))
+    entry = msgspec.structs.replace(entry, places=places, scalars=scalars)
+    metadata: dict[str, Any] = {KEY: msgspec.json.encode(entry, order="deterministic").decode()}
+    metadata |= {"tensors": _nested(kept)} if kept else {}
+    try:
+        return nir.NIRGraph(sheet.nodes, sheet.edges, metadata)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ToolchainError(f"nir does not take the nodes of '{entry.model}' ({error}): export it in another format") from None
+
+
+def _found(place: Place, sheet: Sheet, wanted: Array) -> Place | None:
+    """The place at which a node holds `wanted` to the last bit, if it does."""
+    field = _field(sheet.nodes, place)
+    own = msgspec.structs.replace(place, dtype=wanted.dtype.str, shape=wanted.shape)
+    for candidate in (own, msgspec.structs.replace(own, form="same")):
+        try:
+            found = taken(candidate, field)
+        except (ValueError, IndexError):
+            continue
+        if found.tobytes() == np.ascontiguousarray(wanted).tobytes():
+            return candidate
+    return None
+
+
+def _field(nodes: Any, place: Place) -> Array:
+    node = nodes[place.node]
+    return np.asarray(
+        node.metadata[place.field] if place.field.startswith("bias") and place.field != "bias" else getattr(node, place.field)
+    )
+
+
+def _tensors(path: Path, graph: nir.NIRGraph, entry: Entry) -> dict[str, Array]:
+    """All tensors of a file of ours by name; ArtifactError where a node or its field is missing or of another size."""
+    kept = _flat(graph.metadata.get("tensors", {}))
+    found = {name: tensor.reshape(()) if name in entry.scalars and tensor.size == 1 else tensor for name, tensor in kept.items()}
+    for name, place in entry.places.items():
+        try:
+            found[name] = taken(place, _field(graph.nodes, place))
+        except (KeyError, AttributeError, ValueError, IndexError, TypeError, OverflowError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ArtifactError(
+                f"'{path}' does not hold tensor '{name}' in node '{place.node}' as it says ({said}): export it again"
+            ) from None
+    return found
+
+
+def _nested(tensors: dict[str, Array]) -> dict[str, Any]:
+    """Arrays by the parts of their names, a group for each, as HDF5 has them; those without an axis get one, since HDF5 packs none without."""
+    groups: dict[str, Any] = {}
+    for name, tensor in sorted(tensors.items()):
+        *path, last = name.split("/")
+        group = groups
+        for part in path:
+            group = group.setdefault(part, {})
+        group[last] = np.atleast_1d(np.ascontiguousarray(tensor))
+    return groups
+
+
+def _flat(group: Any, prefix: str = "") -> dict[str, Array]:
+    """Arrays by their path in a group of groups."""
+    found: dict[str, Array] = {}
+    for name, value in group.items() if isinstance(group, dict) else ():
+        found |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": np.asarray(value)}
+    return found
+
+
+def _require_same(made: nir.NIRGraph, path: Path, source: Source) -> None:
+    """What will be read is what was given: the digests of artefacts and networks say so."""
+    entry = entry_of(made, path)
+    assert entry is not None  # it was made here
+    _restored(path, made, entry)
+
+
+def entry_of(graph: nir.NIRGraph, path: Path) -> Entry | None:
+    """Our entry in a graph's metadata, None in files of others; ArtifactError where it is damaged or of another version."""
+    if KEY not in graph.metadata:
+        return None
+    raw = graph.metadata[KEY]
+    try:
+        found = msgspec.json.decode(raw if isinstance(raw, (str, bytes)) else b"", type=dict[str, Any])
+        if found.get("format") != FORMAT:
+            raise ArtifactError(
+                f"'{path}' has an entry 'fsnn' of format {found.get('format')}, this toolchain reads {FORMAT}: export it again"
+            )
+        return msgspec.convert(found, Entry, strict=True)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
+        raise ArtifactError(f"'{path}' has an entry 'fsnn' that this toolchain does not know ({error}): export it again") from None
+
+
+def _restored(
+    path: Path, graph: nir.NIRGraph, entry: Entry
+) -> Union[artifact.Artifact, tuple[About, dict[str, torch.Tensor], FeedbackSNN]]:
+    """The artefact, or the checkpoint and its module, that a file of ours was made of; ArtifactError where one bit differs."""
+    if entry.kind == "artefact":
+        return artifact.put_together(path, entry.header, dict(sorted(_tensors(path, graph, entry).items())))
+    if entry.kind != "network":
+        raise ArtifactError(
+            f"'{path}' is the approximation that export --approximate wrote, and does not hold the network itself: export it without --approximate"
+        )
+    import torch
+
+    from toolchain.lower import fingerprint
+
+    try:
+        about = msgspec.json.decode(entry.header, type=About)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
+        raise ArtifactError(f"'{path}' describes its network in a way this version does not read ({error}): export it again") from None
+    tensors = {name: torch.from_numpy(np.array(tensor)) for name, tensor in _tensors(path, graph, entry).items()}
+    module = checkpoint.module(checkpoint.Checkpoint(tensors, about), path)
+    if fingerprint(module) != entry.sha256:
+        raise ArtifactError(f"'{path}' was changed after it was exported (the sha256 of its weights does not match): export it again")
+    return about, tensors, module
+
+
+def import_(
+    path: Path,
+    output: Path | None,
+    *,
+    time_steps: int | None = None,
+    reset: str | None = None,
+    dt: float | None = None,
+) -> Imported:
+    """Read the network of `path` and write it to `output`: a file of ours as what it was made of, FILE.fsnn or a run folder, one of others as a run folder.
+
+    `time_steps`, `reset` and `dt` are for files of others: see `nir_foreign.network`.
+    """
+    missing = nir_files.missing()
+    if missing is not None:
+        raise UsageError(missing)
+    graph = nir_files.read(path)
+    entry = entry_of(graph, path)
+    if entry is None:
+        from toolchain.exchange import nir_foreign
+
+        return nir_foreign.import_(path, graph, output, time_steps=time_steps, reset=reset, dt=dt)
+    for flag, value in (("--time-steps", time_steps), ("--reset", reset), ("--dt", dt)):
+        if value is not None:
+            raise UsageError(f"{flag} is for files of others, and '{path}' says all of the network itself: leave it out")
+    restored = _restored(path, graph, entry)
+    if isinstance(restored, artifact.Artifact):
+        if output is not None:
+            if output.suffix != ".fsnn":
+                raise UsageError(f"'{path}' holds a compiled artefact: give -o FILE.fsnn, not '{output}'")
+            artifact.write(restored, output)
+        whole = restored.graph
+        neurons = sum(int(np.prod(p.shape)) for p in whole.of_kind("couple"))
+        parameters = sum(whole.tensors[name].size for name in whole.tensors)
+        return _imported(path, entry, output, neurons, parameters)
+    about, tensors, module = restored
+    if output is not None:
+        write_run(output, about, tensors)
+    from toolchain.layers import counts
+
+    counted = counts(module)
+    return _imported(path, entry, output, sum(counted.neurons), counted.parameters)
+
+
+def _imported(path: Path, entry: Entry, output: Path | None, neurons: int, parameters: int) -> Imported:
+    written = None if output is None else str(output)
+    return Imported(str(path), entry.model, entry.kind, written, entry.time_steps, neurons, parameters, (), recorded())
+
+
+def write_run(folder: Path, about: About, tensors: dict[str, torch.Tensor]) -> None:
+    """A run folder with one checkpoint, as `toolchain train` leaves it; UsageError where there is something already."""
+    if folder.suffix == ".fsnn":
+        raise UsageError(f"the network is not compiled: give -o a run folder, and compile that to '{folder}'")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"'{folder}' exists and is not empty: choose another run folder")
+    ready_folder(folder)
+    checkpoint.write(folder / checkpoint.NAME, tensors, about)
+    replace_file(folder / CONFIG, config.text(about.config).encode())
