@@ -312,6 +312,10 @@ def compare(
     samples: Samples = None,
     device: Device = "auto",
     max_drop: Annotated[float | None, typer.Option(metavar="POINTS", help="Exit 4 where accuracy drops by more percentage points.")] = None,
+    budget_samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Samples on which the drop is split into its causes, 0 for none; by default what takes seconds."),
+    ] = None,
     report: Annotated[Path | None, typer.Option(parser=_path, metavar="DIR", help="Write an HTML page and pictures there.")] = None,
     fallback: Fallback = None,
     data_dir: DataDir = None,
@@ -331,6 +335,7 @@ def compare(
         report=report,
         fallback=fallback,
         data_dir=data_dir,
+        budget_samples=budget_samples,
     )
     _print(outcome, json)
     if not outcome.passed:
