@@ -20,8 +20,9 @@ from toolchain.ir import Core, Placement, Slice
 from toolchain.layers import FeedbackSNN, Neuron
 from toolchain.report.pareto import pareto
 from toolchain.source import find
+from toolchain.sweep import Point, marked
 from toolchain.target import get
-from toolchain.tune import Point, _cut_anew, _marked
+from toolchain.tune import _cut_anew
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,8 @@ def point(bits, steps, accuracy, operations):
 
 
 def test_of_equal_points_the_one_with_fewer_bits_is_on_the_front():
-    marked = _marked([point(8, 4, 0.9, 10.0), point(2, 4, 0.9, 10.0), point(4, 4, 0.8, 20.0)])
-    assert [p.pareto for p in marked] == [False, True, False]
+    found = marked([point(8, 4, 0.9, 10.0), point(2, 4, 0.9, 10.0), point(4, 4, 0.8, 20.0)])
+    assert [p.pareto for p in found] == [False, True, False]
 
 
 def test_time_steps_between_the_halves_are_found():
@@ -205,8 +206,8 @@ def test_the_picture_is_drawn_and_names_the_chosen_point(tuned, tmp_path):
 
 @pytest.mark.parametrize("points", [[point(8, 1, 0.5, 0.0)], [point(8, 1, 0.0, 0.0), point(8, 2, 0.9, 30.0)]])
 def test_silent_networks_are_drawn(points):
-    marked = _marked(points)
-    drawn = pareto(marked, None, model="still", samples="1 sample", time_steps=2, reference=0.95, max_drop=0.0)
+    points = marked(points)
+    drawn = pareto(points, None, model="still", samples="1 sample", time_steps=2, reference=0.95, max_drop=0.0)
     assert drawn.png.startswith(b"\x89PNG")
 
 

@@ -1,9 +1,9 @@
-"""The picture of a search: accuracy against synaptic operations, every point that was run, and the front that no other point beats."""
+"""The picture of a search: accuracy against what it costs, synaptic operations or energy, every point that was run, and the front that no other point beats."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from toolchain.report.pictures import COLOURS, GREY, Picture, drawn
 
@@ -27,7 +27,7 @@ NAMED = 14
 
 
 class Point(Protocol):
-    """What is drawn of a point; see `toolchain.tune.Point`."""
+    """What is drawn of a point; see `toolchain.sweep.Point`."""
 
     @property
     def weight_bits(self) -> int: ...
@@ -41,26 +41,53 @@ class Point(Protocol):
     def pareto(self) -> bool: ...
 
 
+P = TypeVar("P", bound=Point)
+
+
+def synaptic_operations(point: Point) -> float:
+    """What a point costs, where nothing else is said."""
+    return point.synaptic_operations_per_sample
+
+
 def pareto(
-    points: Sequence[Point], chosen: Point | None, *, model: str, samples: str, time_steps: int, reference: float, max_drop: float
+    points: Sequence[P],
+    chosen: P | None,
+    *,
+    model: str,
+    samples: str,
+    time_steps: int,
+    reference: float,
+    max_drop: float | None,
+    cost: Callable[[P], float] = synaptic_operations,
+    what: str = "synaptic operations",
+    unit: str = "synaptic operations a sample",
 ) -> Picture:
     """`points` of `model`, judged on `samples` (words), beside the float model's accuracy `reference` (a fraction of 1) at `time_steps`, with the line
-    `max_drop` points below it."""
-    front = sorted((p for p in points if p.pareto), key=lambda p: p.synaptic_operations_per_sample)
-    lowest = 100 * reference - max(LEAST_SPAN, ALLOWED_SHARE * max_drop)
+    `max_drop` points below it (None: without). Across is `cost`, which is `what` in `unit`, as the axis names it ("energy", "nJ a sample")."""
+
+    def across(point: P) -> float:
+        return max(cost(point), 1.0)
+
+    front = sorted((p for p in points if p.pareto), key=cost)
+    lowest = 100 * reference - max(LEAST_SPAN, ALLOWED_SHARE * (max_drop or 0.0))
     lowest = min([lowest, *(100 * p.accuracy for p in ([chosen] if chosen else front[-1:]))]) - 0.1
     shown = [p for p in points if 100 * p.accuracy >= lowest]
+
+    marks = [(100 * reference, f"float, T {time_steps}")]
+    if max_drop is not None:
+        marks.append((100 * reference - max_drop, f"{counted(max_drop, 'point')} lower"))
 
     def draw(figure: Figure) -> None:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
         axes = figure.add_subplot()
         axes.axhline(100 * reference, color=GREY, linewidth=1.2)
-        axes.axhline(100 * reference - max_drop, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.set_xscale("log")  # a silent network makes no operation: it is drawn at one
+        for height, _ in marks[1:]:
+            axes.axhline(height, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.set_xscale("log")  # a silent network costs nothing: it is drawn at one
         steps = [p for p in front if p in shown]
         axes.plot(
-            [_across(p) for p in steps],
+            [across(p) for p in steps],
             [100 * p.accuracy for p in steps],
             drawstyle="steps-post",
             color="#333333",
@@ -71,7 +98,7 @@ def pareto(
         for number, colour in zip(bits, COLOURS[1:] + COLOURS[:1], strict=False):
             own = [p for p in shown if p.weight_bits == number]
             axes.plot(
-                [_across(p) for p in own],
+                [across(p) for p in own],
                 [100 * p.accuracy for p in own],
                 "o",
                 color=colour,
@@ -83,7 +110,7 @@ def pareto(
             )
         if chosen is not None:
             axes.plot(
-                [_across(chosen)],
+                [across(chosen)],
                 [100 * chosen.accuracy],
                 "o",
                 markersize=16,
@@ -96,7 +123,7 @@ def pareto(
         for point in steps[-NAMED:]:
             axes.annotate(
                 f"{point.weight_bits} bits, T {point.time_steps}",
-                (_across(point), 100 * point.accuracy),
+                (across(point), 100 * point.accuracy),
                 (-10, 7),
                 textcoords="offset points",
                 ha="right",
@@ -104,17 +131,14 @@ def pareto(
                 fontweight="bold" if point == chosen else "normal",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
             )
-        for height, words in (
-            (100 * reference, f"float, T {time_steps}"),
-            (100 * reference - max_drop, f"{counted(max_drop, 'point')} lower"),
-        ):
+        for height, words in marks:
             axes.annotate(
                 words, (0, height), (5, 4), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=11, color="#555555"
             )
-        bounds = [100 * reference, 100 * reference - max_drop, *(100 * p.accuracy for p in shown)]
+        bounds = [*(height for height, _ in marks), *(100 * p.accuracy for p in shown)]
         low, high = min(bounds), max(bounds)
         axes.set_ylim(low - 0.1 * (high - low), high + 0.13 * (high - low))
-        cheapest, dearest = (edge(_across(p) for p in shown) for edge in (min, max))
+        cheapest, dearest = (edge(across(p) for p in shown) for edge in (min, max))
         axes.set_xlim(cheapest * (cheapest / dearest) ** LEFT if dearest > cheapest else cheapest / 2, dearest * 1.25)
         axes.xaxis.set_major_locator(
             LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if dearest < 6 * cheapest else (1, 2, 5) if dearest < 200 * cheapest else (1,))
@@ -124,9 +148,9 @@ def pareto(
         axes.grid(color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.ticklabel_format(axis="y", useOffset=False)
-        axes.set_xlabel("synaptic operations a sample")
+        axes.set_xlabel(unit)
         axes.set_ylabel(f"accuracy %, {samples}", fontsize=12)
-        axes.set_title(f"{model}: accuracy against synaptic operations")
+        axes.set_title(f"{model}: accuracy against {what}")
         figure.legend(loc="outside right upper", frameon=False, fontsize=11, handletextpad=0.3)
         below = len(points) - len(shown)
         if below:
@@ -137,15 +161,12 @@ def pareto(
         "pareto",
         draw,
         SIZE,
-        alt=f"Accuracy of {model} against synaptic operations a sample; the front: {names}.",
-        caption=f"The line joins the points that no other beats at both. Grey: the float model, and {counted(max_drop, 'point')} below it.",
+        alt=f"Accuracy of {model} against {what}, {unit}; the front: {names}.",
+        caption="The line joins the points that no other beats at both. Grey: the float model"
+        + ("." if max_drop is None else f", and {counted(max_drop, 'point')} below it."),
     )
 
 
 def counted(number: float, noun: str) -> str:
     """`1 point`, `0.5 points`."""
     return f"{number:g} {noun}" + "s" * (number != 1)
-
-
-def _across(point: Point) -> float:
-    return max(point.synaptic_operations_per_sample, 1.0)
