@@ -10,11 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain import codec, data
+from toolchain.analysis.accuracy import Answers, accuracy_budget, default_samples
 from toolchain.analysis.drops import AccuracyBudget
+from toolchain.analysis.fidelity import Fidelity, cosine, fidelity
+from toolchain.analysis.side_by_side import SAMPLES, SideBySide, side_by_side
 from toolchain.comparison import Comparison, Gradient, Row, Trace
+from toolchain.compiler import graph_for
 from toolchain.deploy import Deployment, Options, available, classify, sample_shape, started
 from toolchain.errors import UsageError
-from toolchain.feedback import Feedback, both_phases
+from toolchain.feedback import Feedback, both_phases, exact, float_graph, in_floats
 from toolchain.files import ready_folder
 from toolchain.ir import Graph
 from toolchain.progress import track
@@ -40,13 +44,16 @@ def compare(
 ) -> Comparison:
     """Run `dataset` on every target and compare each with the first, the feedback phase too where the model has one.
 
-    `max_drop` in points of accuracy decides `passed`. `report` names a folder for index.html and pictures. A target missing here is an error, or
+    Where a target runs integers, the way of the accuracy from the float model to the first of them is split into factors on the first `budget_samples` samples (None: as
+    many as take about 15 seconds, 0: not at all). `max_drop` in points of accuracy decides `passed`. `report` names a folder for index.html and pictures. A target missing here is an error, or
     runs on `fallback`, which the result records.
     """
     if not targets or len(set(targets)) != len(targets):
         raise UsageError(f"compare needs different targets, not '{','.join(targets)}'")
     if max_drop is not None and not max_drop >= 0:
         raise UsageError(f"max_drop is {max_drop}: give points of accuracy, 0 or more")
+    if budget_samples is not None and budget_samples < 0:
+        raise UsageError(f"budget_samples is {budget_samples}: give how many samples, or 0 for no budget")
     if report is not None:
         ready_folder(Path(report))
     source = find(model)
@@ -57,7 +64,15 @@ def compare(
     gradients = [_feedback(source, target, loaded, device) for _, target in track(chosen, f"feedback of {source.name}")]
     rows = tuple(_row(d, deployments[0], g, gradients[0]) for d, g in zip(deployments, gradients, strict=True))
     drop = max(deployments[0].accuracy - d.accuracy for d in deployments)
-    comparison = Comparison(source.name, rows, drop, max_drop, budget=_budget(source, chosen, deployments, loaded, budget_samples))
+    comparison = Comparison(
+        source.name,
+        rows,
+        drop,
+        max_drop,
+        budget=_budget(source, chosen, deployments, loaded, budget_samples),
+        inside=_inside(source, chosen, loaded),
+        fidelity=_fidelity(source, rows, loaded),
+    )
     if report is None:
         return comparison
     from toolchain.report import write
@@ -69,9 +84,35 @@ def compare(
 
 def _budget(
     source: Source, chosen: Sequence[tuple[str, Target]], deployments: Sequence[Deployment], dataset: data.Dataset, samples: int | None
-) -> AccuracyBudget | None:
-    """Where the accuracy of the first integer target goes (docs/compare.md)."""
-    return None
+) -> AccuracyBudget | str:
+    """Where the accuracy of the first target that runs integers goes (docs/compare.md); a sentence where nothing can be said."""
+    whole = [(target, d) for (_, target), d in zip(chosen, deployments, strict=True) if _quantizes(target)]
+    if samples == 0:
+        return "none was asked for (--budget-samples 0)"
+    if not whole:
+        return "no target here runs integers, add sim to --targets"
+    floats = float_graph(source)
+    if floats is None:
+        return "the artefact has no float graph to start from, compile without --no-float"
+    target, deployment = whole[0]
+    graph = graph_for(source, target)
+    count = default_samples(graph, len(dataset)) if samples is None else min(samples, len(dataset))
+    first = deployments[0]
+    return accuracy_budget(
+        floats,
+        graph,
+        dataset.images[:count],
+        dataset.labels[:count],
+        target=deployment.target,
+        dataset=dataset.name,
+        first=(f"{first.target} on {first.device}", Answers(first.logits[:count], first.rates)) if first.ran_on == "torch" else None,
+        logits={d.target: d.logits for other, d in whole if other.pipeline == target.pipeline},
+    )
+
+
+def _quantizes(target: Target) -> bool:
+    """Whether a target runs integers."""
+    return any(rewrite.name == "quantize" for rewrite in target.pipeline.passes)
 
 
 def trace(source: Source, target: Target, name: str, dataset: data.Dataset, device: str, sample: int = 0) -> Trace:
@@ -134,14 +175,6 @@ def _gradient(found: Feedback, reference: Feedback) -> Gradient:
         clipped_errors=found.clipped_errors,
         found=found,
     )
-
-
-def cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Cosine of two tensors; 1 where both vanish, 0 where one does."""
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if norms == 0:
-        return float(not a.any() and not b.any())
-    return float(np.vdot(a, b) / norms)
 
 
 def _relative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:

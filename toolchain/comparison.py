@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.analysis.drops import AccuracyBudget
+from toolchain.analysis.fidelity import Fidelity
+from toolchain.analysis.side_by_side import SideBySide
 from toolchain.deploy import Deployment
 from toolchain.feedback import Feedback
 from toolchain.notation import table
@@ -68,14 +70,16 @@ class Trace:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; `drop` is the largest loss of accuracy against the first row, a fraction of 1."""
+    """What `compare` found; `drop` is the largest loss of accuracy against the first row, a fraction of 1. `budget` may be a sentence that says why there is none."""
 
     model: str
     rows: tuple[Row, ...]
     drop: float
     max_drop: float | None
     report: Path | None = None
-    budget: AccuracyBudget | None = None
+    budget: AccuracyBudget | str | None = None
+    inside: SideBySide | None = None
+    fidelity: Fidelity | None = None
 
     @property
     def reference(self) -> str:
@@ -105,7 +109,9 @@ class Comparison:
             "versions": self.rows[0].deployment.versions,
             "report": None if self.report is None else str(self.report),
             "rows": [row.to_json() for row in self.rows],
-            "budget": None if self.budget is None else self.budget.to_json(),
+            "budget": self.budget.to_json() if isinstance(self.budget, AccuracyBudget) else None,
+            **({"populations": None, "settling": None} if self.inside is None else self.inside.to_json()),
+            "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
         }
 
     def to_text(self) -> str:
@@ -126,6 +132,10 @@ class Comparison:
                 ["target", *(f"cos {n}" for n in names if n.endswith("weight")), "spikes/sample", "silent %", "clipped %"],
                 [_gradient_cells(row, names) for row in gradients],
             )
+        for part in (self.fidelity, self.inside):
+            lines += [] if part is None else ["", part.to_text()]
+        if self.budget is not None:
+            lines += ["", f"no accuracy budget: {self.budget}" if isinstance(self.budget, str) else self.budget.to_text()]
         for row in self.rows:
             if row.deployment.ran_on != row.deployment.target:
                 lines.append(f"note: target '{row.deployment.target}' is missing here; its row ran on '{row.deployment.ran_on}'")

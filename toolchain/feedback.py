@@ -21,7 +21,7 @@ from toolchain.network import CLIPPED_FROM
 from toolchain.notation import step_products
 from toolchain.passes import FLOAT_PIPELINE
 from toolchain.source import Model, Source, find
-from toolchain.target import Executable, Result
+from toolchain.target import Executable, Result, get
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,10 +123,20 @@ def exact(source: Source, images: Array, labels: Array) -> tuple[Feedback | None
     return (_found(graph, source, images, labels, forward, back, error, gain) if beta.converged else None), solved
 
 
+def in_floats(source: Source, images: Array, labels: Array) -> Feedback:
+    """SPIDE in floats: both phases of target torch on a CPU."""
+    with started(source, get("torch"), Options(device="cpu"), ("forward", "feedback")) as run:
+        return both_phases(run, source, images, labels)
+
+
 def float_graph(source: Source) -> Graph | None:
-    """The folded float graph with its feedback phase, in the model's own time; None where an artefact was compiled without it."""
+    """The folded float graph with its feedback phase, in the model's own time; None where an artefact was compiled without it, and for a network that has no graph."""
+    from toolchain.lower import not_compiled
+
     if source.artifact is not None:
         return source.artifact.float_graph
+    if source.module is None or not_compiled(source.module) is not None:
+        return None
     return FLOAT_PIPELINE.until("adjoint")(lowered(source))
 
 

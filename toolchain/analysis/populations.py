@@ -155,7 +155,7 @@ class Populations:
 
 def _both(row: PopulationError, gap: Gap) -> str:
     unit = {"readout": " of logits", "linear": " of values"}.get(row.kind, " of rates")
-    return f"{gap.difference:.4f}{unit}, {100 * gap.relative:.1f} %"
+    return f"{gap.difference:.2g}{unit}, {100 * gap.relative:.1f} %"
 
 
 def _cells(gap: Gap) -> list[str]:

@@ -29,8 +29,9 @@ LEAST_SAMPLES = 4
 LONGER, LEAST_STEPS = 2, 50
 """Runs go on for this many times the model's time steps, and for so many at least, so that it shows what more would bring; events end with their frames."""
 
-WORK = 2**36
-"""Products that all copies may take together: of large networks runs end at the model's own time steps, and then fewer samples are run, at least `LEAST_SAMPLES`."""
+WORK, NEURON_WORK = 2**36, 100
+"""Products that all copies may take together, a neuron's step counted as so many: of large networks runs end at the model's own time steps, and then fewer samples are
+run, at least `LEAST_SAMPLES`."""
 
 COPIED = len(COPIES)
 
@@ -122,6 +123,14 @@ def _size(graph: Graph, samples: int) -> tuple[int, dict[str, int]]:
     longer = {name: max(LONGER * steps, LEAST_STEPS) for name, steps in own.items()}
     if any(population.events for population in graph.of_kind("input")):
         longer["forward"] = own["forward"]
-    if COPIED * samples * sample_products(graph.in_steps(longer)) <= WORK:
+    if COPIED * samples * _work(graph, longer) <= WORK:
         return samples, longer
-    return min(samples, max(LEAST_SAMPLES, WORK // (COPIED * sample_products(graph)))), own
+    return min(samples, max(LEAST_SAMPLES, WORK // (COPIED * _work(graph, own)))), own
+
+
+def _work(graph: Graph, steps: dict[str, int]) -> int:
+    """What one sample takes in so many time steps."""
+    short = graph.in_steps(steps)
+    return sample_products(short) + NEURON_WORK * sum(
+        phase.time_steps * sum(prod(graph.population(name).shape) for name in phase.order) for phase in short.phases
+    )
