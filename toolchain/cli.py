@@ -354,18 +354,28 @@ def verify(
     dataset: Dataset = "mnist-1k",
     samples: Samples = None,
     phase: Annotated[str, typer.Option(metavar="forward|feedback|both", help="What to compare.")] = "both",
+    probes: Annotated[
+        int, typer.Option(metavar="N", help="Probing inputs beside the images, and as many for each of two variants of the network; 0 for none.")
+    ] = 16,
     replay: Annotated[bool, typer.Option("--replay", help="Run the golden inputs kept in the artefact.")] = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Prove that targets compute the same.
 
-    Every spike, potential and saturation is compared; exit 4 where one differs.
+    Every spike, potential and saturation is compared, and what share of the weights the inputs exercised is said; exit 4 where one differs.
     """
     if replay:
-        _unused(context, "--replay, which runs the inputs kept in the artefact", ("dataset", "samples", "phase", "data_dir"))
+        _unused(context, "--replay, which runs the inputs kept in the artefact", ("dataset", "samples", "phase", "probes", "data_dir"))
     outcome = toolchain.verify(
-        model, targets=_listed(targets), dataset=dataset, samples=samples, phase=phase, replay=replay, data_dir=data_dir
+        model,
+        targets=_listed(targets),
+        dataset=dataset,
+        samples=samples,
+        phase=phase,
+        probes=probes,
+        replay=replay,
+        data_dir=data_dir,
     )
     _print(outcome, json)
     if not outcome.passed:

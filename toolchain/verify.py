@@ -1,94 +1,72 @@
-"""Are targets identical? Every spike, every potential, every saturation, step by step, in both phases."""
+"""Are targets identical? Every spike, every potential, every saturation, step by step, in both phases; on images, on probes, and on variants (docs/verify.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
-from toolchain import codec, data
+from toolchain import codec, data, probing
 from toolchain.artifact import Artifact
-from toolchain.compiler import golden_record, graph_for
-from toolchain.deploy import Options, available, device_of, sample_shape, started
-from toolchain.errors import UsageError
+from toolchain.compiler import executable, forward_only, graph_for
+from toolchain.coverage import Counter, Coverage
+from toolchain.deploy import Options, available, configure, device_of, sample_shape
+from toolchain.differences import Difference, Pair, Samples, compared
+from toolchain.errors import DesignRuleError, UsageError
 from toolchain.ir import Array, Graph
+from toolchain.notation import sample_products, table
+from toolchain.probing import Variant
 from toolchain.progress import track
 from toolchain.source import Model, Source, find
-from toolchain.target import History, Result, Target
+from toolchain.target import Executable, Result, Target, get
 from toolchain.versions import versions
 
 FORWARD_SAMPLES = 100
 FEEDBACK_SAMPLES = 20
+PROBES = 16
 CHUNK = 20
 """Samples compared at a time: full histories are large."""
 
-SENDING = ("couple", "linear")
-"""The kinds of populations whose spikes are compared; of relays the values that they pass on."""
+IMAGE = "image"
 
 INSTEAD = "leave it out: --targets reference,sim"
 """What to do where a target is missing: a fallback would be compared with itself."""
 
-
-@dataclass(frozen=True)
-class Difference:
-    """The first place where two targets part: earliest step, then population in update order, then neuron (flat index) of the sample."""
-
-    phase: str
-    population: str
-    neuron: int
-    step: int
-    sample: int
-    kind: str
-    a: int | float
-    b: int | float
-
-    def to_text(self) -> str:
-        return (
-            f"first difference: {self.phase} phase, sample {self.sample}, population '{self.population}', neuron {self.neuron}, step {self.step}: "
-            f"{self.kind} {self.a} against {self.b}"
-        )
+LARGEST_JUDGEMENT = 2**32
+"""Products up to which the definition is run again on the sample of a first difference, to say which target is right."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two targets compared; all zero means identical on everything compared."""
+class VariantFound:
+    """What one variant of the network showed. `not_run` says why a target did not run it."""
 
-    a: str
-    b: str
-    spikes_compared: int = 0
-    spike_differences: int = 0
-    potential_differences: int = 0
-    saturation_differences: int = 0
-    first_difference: Difference | None = None
-
-    @property
-    def identical(self) -> bool:
-        return not (self.spike_differences or self.potential_differences or self.saturation_differences)
+    variant: Variant
+    pairs: tuple[Pair, ...]
+    not_run: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        found = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "first_difference"}
-        first = None if self.first_difference is None else dict(vars(self.first_difference))
-        return {**found, "first_difference": first}
+        return {
+            "name": self.variant.name,
+            "samples": len(self.variant.inputs),
+            "time_steps": {phase.name: phase.time_steps for phase in self.variant.graph.phases},
+            "pairs": [pair.to_json() for pair in self.pairs],
+            "not_run": self.not_run,
+        }
 
-    def plus(self, other: Pair) -> Pair:
-        """Both comparisons of the same two targets together."""
-        return replace(
-            self,
-            spikes_compared=self.spikes_compared + other.spikes_compared,
-            spike_differences=self.spike_differences + other.spike_differences,
-            potential_differences=self.potential_differences + other.potential_differences,
-            saturation_differences=self.saturation_differences + other.saturation_differences,
-            first_difference=self.first_difference or other.first_difference,
-        )
+    def to_text(self) -> str:
+        lines = [f"{self.variant.to_text()}, {len(self.variant.inputs)} probes"]
+        lines += [f"  {line}" for pair in self.pairs for line in pair.to_text().splitlines()]
+        return "\n".join([*lines, *(f"  not run on {target}: {reason}" for target, reason in self.not_run.items())])
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. `activity` is the number of spikes seen per phase: identical silence would prove little."""
+    """What `verify` found. `samples` are images by phase, `probes` the probing inputs, each in every phase compared; `pairs` cover both, `variants` stand apart.
+    `activity` is the number of spikes seen per phase: identical silence would prove little. `coverage` is None for a replay."""
 
     model: str
     dataset: str
@@ -98,19 +76,36 @@ class Verification:
     activity: dict[str, int]
     device: str
     versions: dict[str, str]
+    probes: int = 0
+    variants: tuple[VariantFound, ...] = ()
+    coverage: Coverage | None = None
 
     @property
     def passed(self) -> bool:
-        return all(pair.identical for pair in self.pairs)
+        return all(pair.identical for pair in self._all_pairs)
+
+    @property
+    def first_difference(self) -> Difference | None:
+        """The first difference of the first pair that has one; of a variant only where the network itself shows none."""
+        return next((pair.first_difference for pair in self._all_pairs if pair.first_difference is not None), None)
+
+    @property
+    def _all_pairs(self) -> tuple[Pair, ...]:
+        return (*self.pairs, *(pair for found in self.variants for pair in found.pairs))
 
     def to_json(self) -> dict[str, Any]:
+        first = self.first_difference
         return {
             "model": self.model,
             "dataset": self.dataset,
             "samples": self.samples,
+            "probes": self.probes,
             "timing": self.timing,
             "passed": self.passed,
             "pairs": [pair.to_json() for pair in self.pairs],
+            "variants": [found.to_json() for found in self.variants],
+            "first_difference": None if first is None else first.to_json(),
+            "coverage": None if self.coverage is None else self.coverage.to_json(),
             "activity": self.activity,
             "device": self.device,
             "versions": self.versions,
@@ -118,17 +113,37 @@ class Verification:
 
     def to_text(self) -> str:
         what = ", ".join(f"{phase} on {n} samples ({self.activity.get(phase, 0):,} spikes)" for phase, n in self.samples.items())
-        lines = [f"{self.model}, {self.timing} timing, {self.dataset}: {what}"]
-        for pair in self.pairs:
-            lines.append(
-                f"{pair.a} = {pair.b}: " * pair.identical
-                + f"{pair.a} and {pair.b} differ: " * (not pair.identical)
-                + f"{pair.spike_differences:,} of {pair.spikes_compared:,} spikes, {pair.potential_differences:,} potentials and "
-                f"{pair.saturation_differences:,} saturations differ"
-            )
-            if pair.first_difference is not None:
-                lines.append(pair.first_difference.to_text())
-        return "\n".join(lines)
+        probes = f", and {self.probes} probes" if self.probes else ""
+        lines = [f"{self.model}, {self.timing} timing, {self.dataset}: {what}{probes}"]
+        lines += [pair.to_text() for pair in self.pairs]
+        lines += [found.to_text() for found in self.variants]
+        return "\n".join([*lines, *([] if self.coverage is None else coverage_text(self.coverage))])
+
+
+def coverage_text(coverage: Coverage) -> list[str]:
+    """Which share of the weights was exercised, in all and by connection."""
+    stages = list(coverage.rows[0].exercised) if coverage.rows else []
+    of = coverage.total(coverage.last)[1]
+    parts = ", ".join(f"{_percent(coverage.total(stage)[0], of)} with {stage}" for stage in stages)
+    apart = sum(row.weights - row.reachable for row in coverage.rows)
+    lines = [
+        f"weights exercised, of {of:,} (each counted in both phases): {parts}" + (f"; {apart:,} more meet no value ever" if apart else "")
+    ]
+    cells = [
+        [row.phase, row.where, row.tensor, f"{row.reachable:,}", *(_percent(row.exercised[stage], row.reachable) for stage in stages)]
+        for row in coverage.rows
+    ]
+    lines += [f"  {line}" for line in table(["phase", "connection", "tensor", "weights", *stages], cells, left=3)]
+    if coverage.thresholds:
+        lines.append(f"thresholds met exactly and missed by one: {coverage.thresholds_met} of {coverage.thresholds}")
+    return lines
+
+
+def _percent(part: int, whole: int) -> str:
+    """Never 100 % where one is missing."""
+    if not whole:
+        return "-"
+    return "100 %" if part == whole else f"{min(100 * part / whole, 99.99):.2f} %"
 
 
 def verify(
@@ -138,18 +153,22 @@ def verify(
     dataset: str = "mnist-1k",
     samples: int | None = None,
     phase: str = "both",
+    probes: int = PROBES,
     replay: bool = False,
     data_dir: str | Path | None = None,
 ) -> Verification:
-    """Compare `targets` with the first of them on the same samples: 100 forward and 20 feedback by default, `samples` of each where given.
+    """Compare `targets` with the first of them on the same samples: 100 images forward and 20 feedback by default, `samples` of each where given.
 
-    `replay` compares every target with the golden vectors in the artefact instead. Raises UsageError for targets whose graphs differ (a float
-    target beside an integer one).
+    `probes` seeded inputs and errors are added, and as many to each of two variants of the network, so that weights count that no image exercises (0: images only);
+    `coverage` says how many did. `replay` compares every target with the golden vectors in the artefact instead. Raises UsageError for targets whose graphs
+    differ, for float targets, and for a first target that lacks a phase.
     """
     if phase not in ("forward", "feedback", "both"):
         raise UsageError(f"unknown phase '{phase}': choose forward, feedback or both")
     if not targets:
         raise UsageError("verify needs at least one target")
+    if not 0 <= probes <= 10_000:
+        raise UsageError(f"{probes} probes are asked for: give 0 to 10,000")
     source = find(model)
     chosen = [available(name, instead=INSTEAD) for name in targets]
     graph = _common_graph(source, chosen)
@@ -157,101 +176,226 @@ def verify(
         return _replayed(source, chosen, graph)
     if len(chosen) < 2:
         raise UsageError("verify compares targets with each other: name at least two, or add --replay")
+    if phase != "forward" and not graph.has_phase("feedback"):
+        if phase == "feedback":
+            raise UsageError(f"'{source.name}' has no feedback phase: verify it with --phase forward")
+        phase = "forward"
     forward = FORWARD_SAMPLES if samples is None else samples
-    feedback = 0 if phase == "forward" or not graph.has_phase("feedback") else (FEEDBACK_SAMPLES if samples is None else samples)
+    feedback = 0 if phase == "forward" else (FEEDBACK_SAMPLES if samples is None else samples)
     if phase == "feedback":
         forward = feedback
-    if phase != "forward" and not graph.has_phase("feedback"):
-        raise UsageError(f"'{source.name}' has no feedback phase: verify it with --phase forward")
     time_steps, size = sample_shape(source, dataset)
     loaded = data.load(dataset, samples=forward, data_dir=data_dir, time_steps=time_steps, image_size=size)
-    return _compared(source, chosen, graph, loaded, feedback, forward_counts=phase != "feedback")
+    phases = {"forward": ("forward",), "feedback": ("feedback",), "both": ("forward", "feedback")}[phase]
+    return _Session(source, chosen, graph if feedback else forward_only(graph), phases, probes).run(loaded, feedback)
 
 
 def _common_graph(source: Source, chosen: Sequence[Target]) -> Graph:
     graphs = [graph_for(source, target) for target in chosen]
-    for target, graph in zip(chosen[1:], graphs[1:], strict=True):
+    for target, graph in zip(chosen, graphs, strict=True):
         if graph.units != graphs[0].units or graph.phases != graphs[0].phases:
             raise UsageError(
                 f"targets '{chosen[0].name}' and '{target.name}' run different graphs (floats, integers or timing), so spikes cannot be identical: use compare"
             )
+    if not graphs[0].integer:
+        raise UsageError(
+            f"target '{chosen[0].name}' computes in floats, whose sums depend on their order, so spikes need not be identical: use compare"
+        )
     return graphs[0]
 
 
-def _compared(
-    source: Source, chosen: Sequence[Target], graph: Graph, loaded: data.Dataset, feedback: int, *, forward_counts: bool
-) -> Verification:
-    """Chunk by chunk, so that the full histories fit in memory; every target is started once."""
-    from contextlib import ExitStack
+class _Running(NamedTuple):
+    """A target at work."""
 
-    phases = ("forward", "feedback") if feedback else ("forward",)
-    pairs = [Pair(chosen[0].name, other.name) for other in chosen[1:]]
-    activity = dict.fromkeys(phases, 0)
-    with ExitStack() as stack:
-        runs = [stack.enter_context(started(source, target, Options(trace=True), phases)) for target in chosen]
-        starts = range(0, len(loaded.images), CHUNK)
-        for first in track(starts, f"verify {source.name}", total=len(starts)):
-            images, labels = loaded.images[first : first + CHUNK], loaded.labels[first : first + CHUNK]
-            results = [run.run(images) for run in runs]
-            activity["forward"] += _spikes(graph, results[0])
-            if forward_counts:
-                pairs = [p.plus(_difference(graph, p, results[0], other, first)) for p, other in zip(pairs, results[1:], strict=True)]
-            if first < feedback:
-                error = codec.output_error(graph, results[0], labels)
-                error[max(0, feedback - first) :] = 0
-                backs = [run.run(error, phase="feedback") for run in runs]
-                activity["feedback"] += _spikes(graph, backs[0])
-                pairs = [p.plus(_difference(graph, p, backs[0], other, first)) for p, other in zip(pairs, backs[1:], strict=True)]
-    samples = ({"forward": len(loaded.images)} if forward_counts else {}) | ({"feedback": feedback} if feedback else {})
-    return Verification(
-        source.name, loaded.name, samples, graph.phase("forward").timing.mode, tuple(pairs), activity, _devices(chosen), versions()
-    )
+    name: str
+    run: Executable
 
 
-def _difference(graph: Graph, pair: Pair, a: Result, b: Result, first_sample: int) -> Pair:
-    """Everything two results of one phase disagree about."""
-    order = [name for name in graph.phase(a.phase).order if name in a.history]
-    found: list[Difference] = []
-    compared = spikes = potentials = saturations = 0
-    for name in order:
-        one, two = a.history[name], b.history[name]
-        compared += one.spikes.size if graph.population(name).kind in SENDING else 0
-        spikes += int((one.spikes != two.spikes).sum())
-        potentials += int((one.potentials != two.potentials).sum())
-        saturations += int((a.saturations[name] != b.saturations[name]).sum())
-        sent = "value" if graph.population(name).kind == "linear" else "spike"
-        found += _first(a.phase, name, sent, one, two, first_sample)
-        found += _first_saturation(a, b, name, first_sample)
-    earliest = min(found, key=lambda d: (d.step, order.index(d.population)), default=None)
-    return Pair(pair.a, pair.b, compared, spikes, potentials, saturations, earliest)
+class _Session:
+    """One verification: the targets, the phases that are compared, and what was seen so far."""
+
+    def __init__(self, source: Source, chosen: Sequence[Target], graph: Graph, phases: tuple[str, ...], probes: int) -> None:
+        self._source, self._chosen, self._graph, self._phases, self._probes = source, chosen, graph, phases, probes
+        self._lacks = {} if phases == ("forward",) else _without_feedback(chosen, graph)
+        if self._lacks and (phases == ("feedback",) or chosen[0].name in self._lacks):
+            target, reason = next(iter(self._lacks.items()))
+            raise UsageError(
+                f"target '{target}' cannot be compared in the feedback phase ({reason}): add --phase forward, or name it after one that can"
+            )
+        self._activity = dict.fromkeys(phases, 0)
+        self._counter = Counter(graph, phases)
+        self._silent: probing.Silent = {}
+
+    def run(self, loaded: data.Dataset, feedback: int) -> Verification:
+        """Chunk by chunk, so that the full histories fit in memory; every target is started once for the network and once for each variant."""
+        with ExitStack() as stack:
+            running = [stack.enter_context(self._started(target, self._graph)) for target in self._chosen]
+            pairs = [Pair(running[0].name, other.name, not_compared=self._lacking(other.name)) for other in running[1:]]
+            starts = range(0, len(loaded.images), CHUNK)
+            for first in track(starts, f"verify {self._source.name}", total=len(starts)):
+                part = slice(first, first + CHUNK)
+                labels = loaded.labels[part] if first < feedback else None
+                pairs = self._chunk(
+                    self._graph, pairs, running, loaded.images[part], Samples(IMAGE, first), labels=labels, kept=feedback - first
+                )
+            self._counter.mark("images")
+            if self._probes:
+                given = probing.inputs(self._graph, self._probes, self._silent)
+                pairs = self._chunks(self._graph, pairs, running, given, self._errors(self._graph), "probe")
+                self._counter.mark("probes")
+        variants, thresholds = self._variants() if self._probes else ((), (0, 0))
+        return Verification(
+            self._source.name,
+            loaded.name,
+            {name: len(loaded.images) if name == "forward" else feedback for name in self._phases},
+            self._graph.phase("forward").timing.mode,
+            tuple(pairs),
+            self._activity,
+            _devices(self._chosen),
+            versions(),
+            self._probes,
+            variants,
+            self._counter.found(*thresholds),
+        )
+
+    def _errors(self, graph: Graph) -> Array | None:
+        return probing.errors(graph, self._probes) if "feedback" in self._phases else None
+
+    def _lacking(self, target: str) -> tuple[str, ...]:
+        return (f"'{target}' has no feedback phase here ({self._lacks[target]})",) if target in self._lacks else ()
+
+    @contextmanager
+    def _started(self, target: Target, graph: Graph) -> Iterator[_Running]:
+        """With every step's history where the target can keep one."""
+        keeps = "trace" in getattr(target, "__dataclass_fields__", {})
+        wanted = forward_only(graph) if target.name in self._lacks else graph
+        with executable(configure(target, Options(trace=keeps)), wanted) as run:
+            yield _Running(target.name, run)
+
+    def _chunks(
+        self, graph: Graph, pairs: list[Pair], running: Sequence[_Running], inputs: Array, wrong: Array | None, name: str
+    ) -> list[Pair]:
+        for first in range(0, len(inputs), CHUNK):
+            part = slice(first, first + CHUNK)
+            pairs = self._chunk(graph, pairs, running, inputs[part], Samples(name, first), wrong=None if wrong is None else wrong[part])
+        return pairs
+
+    def _chunk(
+        self,
+        graph: Graph,
+        pairs: Sequence[Pair],
+        running: Sequence[_Running],
+        inputs: Array,
+        samples: Samples,
+        *,
+        wrong: Array | None = None,
+        labels: Array | None = None,
+        kept: int = 0,
+    ) -> list[Pair]:
+        """`pairs` with what some samples show: forward, and in the feedback phase where there are errors `wrong`, or `labels` that they follow from (of the first `kept`
+        samples, the others' are 0)."""
+        found = list(pairs)
+        results = [on.run.run(inputs) for on in running]
+        forward = results[0]
+        if labels is not None:
+            wrong = codec.output_error(graph, forward, labels)
+            wrong[max(0, kept) :] = 0
+        for name, mask in probing.silent(graph, forward).items():
+            self._silent[name] = self._silent.get(name, np.True_) & mask
+        case = _Case(graph, inputs, wrong, samples)
+        if "forward" in self._phases:
+            found = self._compared(case, found, forward, results[1:], forward)
+        if wrong is not None:
+            backs = [None if on.name in self._lacks else on.run.run(wrong, phase="feedback") for on in running]
+            assert backs[0] is not None  # targets without the phase never come first
+            found = self._compared(case, found, backs[0], backs[1:], forward)
+        return found
+
+    def _compared(self, case: _Case, pairs: list[Pair], base: Result, others: Sequence[Result | None], forward: Result) -> list[Pair]:
+        """Compare one phase of every other target with the first one's, and count what it exercised."""
+        if case.samples.inputs == IMAGE:
+            self._activity[base.phase] += _spikes(case.graph, base)
+        found, seen = [], set()
+        for pair, other in zip(pairs, others, strict=True):
+            new = Pair(pair.a, pair.b) if other is None else compared(case.graph, pair, base, other, case.samples)
+            if new.first_difference is not None and pair.first_difference is None:
+                new = replace(new, first_difference=_judged(case, pair, new.first_difference))
+            found.append(pair.plus(new))
+            seen |= set() if other is None else base.potentials.keys() & other.potentials.keys()
+        if base.history:
+            self._counter.see(case.graph, base, case.inputs, forward, sorted(seen))
+        return found
+
+    def _variants(self) -> tuple[tuple[VariantFound, ...], tuple[int, int]]:
+        """Every variant on every target that takes it; and how many thresholds there are, and how many the variants met exactly and missed by one."""
+        made = probing.variants(self._graph, self._probes)
+        found = tuple(self._variant(variant) for variant in made)
+        self._counter.mark("variants")
+        met = [probing.edges_met(variant, name) for variant in made for name in self._phases]
+        ran = all(variant.pairs for variant in found)
+        return found, (sum(map(len, met)) // len(made), sum(a and b for a, b in _halves(met)) if ran else 0)
+
+    def _variant(self, variant: Variant) -> VariantFound:
+        pairs: list[Pair] = []
+        not_run: dict[str, str] = {}
+        running: list[_Running] = []
+        with ExitStack() as stack:
+            for target in sorted(self._chosen, key=lambda target: target.name in self._lacks):
+                try:
+                    running.append(stack.enter_context(self._started(target, variant.graph)))
+                except DesignRuleError as refused:
+                    not_run[target.name] = str(refused)
+            if len(running) > 1 and running[0].name not in self._lacks:
+                pairs = [Pair(running[0].name, other.name, not_compared=self._lacking(other.name)) for other in running[1:]]
+                wrong = variant.errors if "feedback" in self._phases else None
+                pairs = self._chunks(variant.graph, pairs, running, variant.inputs, wrong, f"variant {variant.name}, probe")
+        return VariantFound(variant, tuple(pairs), not_run)
 
 
-def _first(phase: str, name: str, sent: str, one: History, two: History, first_sample: int) -> list[Difference]:
-    """The first difference of each kind; `sent` is what the population sends."""
-    differences = []
-    for kind in ("spikes", "potentials"):
-        a, b = getattr(one, kind), getattr(two, kind)
-        where = np.argwhere(a != b)
-        if len(where):
-            step, sample, *neuron = (int(i) for i in where[0])
-            at = tuple(where[0])
-            flat = int(np.ravel_multi_index(tuple(neuron), a.shape[2:]))
-            word = sent if kind == "spikes" else "potential"
-            differences.append(Difference(phase, name, flat, step + 1, first_sample + sample, word, a[at].item(), b[at].item()))
-    return differences
+class _Case(NamedTuple):
+    """What was run: a graph, its inputs and errors, and what the samples are called."""
+
+    graph: Graph
+    inputs: Array
+    wrong: Array | None
+    samples: Samples
 
 
-def _first_saturation(a: Result, b: Result, name: str, first_sample: int) -> list[Difference]:
-    """Saturations are counted over a phase, so they part at its end."""
-    where = np.argwhere(a.saturations[name] != b.saturations[name])
-    if len(where) == 0:
-        return []
-    at = tuple(where[0])
-    flat = int(np.ravel_multi_index(at[1:], a.saturations[name].shape[1:]))
-    sample = first_sample + int(at[0])
-    return [
-        Difference(a.phase, name, flat, a.time_steps, sample, "saturations", a.saturations[name][at].item(), b.saturations[name][at].item())
-    ]
+def _halves(met: Sequence[Sequence[bool]]) -> Iterator[tuple[bool, bool]]:
+    """The same thresholds in the first variant and in the second."""
+    half = len(met) // 2
+    for one, two in zip(met[:half], met[half:], strict=True):
+        yield from zip(one, two, strict=True)
+
+
+def _without_feedback(chosen: Sequence[Target], graph: Graph) -> dict[str, str]:
+    """Targets that take the forward phase but not both, each with its reason."""
+    found = {}
+    for target in chosen:
+        problems = target.check(graph)
+        if problems and not target.check(forward_only(graph)):
+            found[target.name] = problems[0]
+    return found
+
+
+def _judged(case: _Case, pair: Pair, found: Difference) -> Difference:
+    """`found` with the value of the definition, which is run on this one sample where it takes no long."""
+    if "reference" in (pair.a, pair.b):
+        return replace(found, expected=found.a if pair.a == "reference" else found.b)
+    if sample_products(case.graph) > LARGEST_JUDGEMENT:
+        return found
+    own = slice(found.sample - case.samples.first, found.sample - case.samples.first + 1)
+    reference: Target = replace(get("reference"), trace=True)  # type: ignore[type-var]  # a target is a dataclass
+    with reference.compile(case.graph) as run:
+        result = run.run(case.inputs[own])
+        if found.phase == "feedback" and case.wrong is not None:
+            result = run.run(case.wrong[own], phase="feedback")
+    history = result.history[found.population]
+    by_step = {"spike": history.spikes, "value": history.spikes, "potential": history.potentials}
+    if found.kind in by_step:
+        return replace(found, expected=by_step[found.kind][found.step - 1].reshape(-1)[found.neuron].item())
+    totals = {"last potential": result.potentials, "saturations": result.saturations}
+    return replace(found, expected=totals.get(found.kind, result.counts)[found.population].reshape(-1)[found.neuron].item())
 
 
 def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verification:
@@ -259,15 +403,20 @@ def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verific
     if source.artifact is None:
         raise UsageError(f"'{source.name}' is a model, and golden vectors are in artefacts: compile it to a .fsnn file and replay that")
     golden, tensors = source.artifact.golden, source.artifact.golden_tensors
-    source = _in_golden_steps(source, source.artifact)
+    short = graph.in_steps(golden.time_steps)
+    lacks = _without_feedback(chosen, short) if "feedback" in golden.phases else {}
     pairs, activity = [], dict.fromkeys(golden.phases, 0)
     for target in chosen:
-        pair = Pair("golden", target.name)
-        with started(source, target, Options(), golden.phases) as run:
-            for phase in golden.phases:
+        phases = ("forward",) if target.name in lacks else golden.phases
+        reason = (f"'{target.name}' has no feedback phase here ({lacks[target.name]})",) if target.name in lacks else ()
+        pair = Pair("golden", target.name, not_compared=reason)
+        with executable(configure(target, Options()), short if "feedback" in phases else forward_only(short)) as run:
+            for phase in phases:
                 result = run.run(tensors["inputs"] if phase == "forward" else tensors["error"], phase=phase)
-                activity[phase] = _spikes(graph, result)
-                pair = pair.plus(_golden_difference(graph, pair, result, tensors))
+                activity[phase] = max(activity[phase], _spikes(graph, result))
+                pair = pair.plus(
+                    compared(short, pair, _golden(source.artifact, phase, short), replace(result, history={}), Samples("golden input"))
+                )
         pairs.append(pair)
     samples = dict.fromkeys(golden.phases, golden.samples)
     return Verification(
@@ -275,40 +424,21 @@ def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verific
     )
 
 
-def _in_golden_steps(source: Source, compiled: Artifact) -> Source:
-    """The artefact in as many time steps as its golden vectors were run for."""
-    steps = compiled.golden.time_steps
-    float_graph = None if compiled.float_graph is None else compiled.float_graph.in_steps(steps)
-    return replace(source, artifact=msgspec.structs.replace(compiled, graph=compiled.graph.in_steps(steps), float_graph=float_graph))
-
-
-def _golden_difference(graph: Graph, pair: Pair, result: Result, tensors: dict[str, Array]) -> Pair:
-    """Counts differ where some spike did; the step is the last, since golden vectors keep totals only."""
-    total = Pair(pair.a, pair.b)
-    for key, found in golden_record(result).items():
-        _, kind, name = key.split(".", 2)
-        if key not in tensors or tensors[key].shape != found.shape:
-            raise UsageError(f"the artefact's golden vectors lack '{key}' in shape {found.shape}: compile it again")
-        where = np.argwhere(tensors[key] != found)
-        first = None
-        if len(where):
-            at = tuple(where[0])
-            flat = int(np.ravel_multi_index(at[1:], found.shape[1:]))
-            word = {"counts": "spike count", "potentials": "potential", "saturations": "saturations"}[kind]
-            first = Difference(result.phase, name, flat, result.time_steps, int(at[0]), word, tensors[key][at].item(), found[at].item())
-        spiking = kind == "counts"
-        total = total.plus(
-            Pair(
-                pair.a,
-                pair.b,
-                found.size if spiking and graph.population(name).kind in SENDING else 0,
-                len(where) if spiking else 0,
-                len(where) if kind == "potentials" else 0,
-                len(where) if kind == "saturations" else 0,
-                first,
-            )
-        )
-    return total
+def _golden(compiled: Artifact, phase: str, graph: Graph) -> Result:
+    """The golden vectors of one phase, as the result of a run that kept totals only."""
+    kept: dict[str, dict[str, Array]] = {}
+    for kind in ("counts", "potentials", "saturations"):
+        kept[kind] = {}
+        for name in graph.phase(phase).order:
+            population, key = graph.population(name), f"{phase}.{kind}.{name}"
+            if population.kind == "input":
+                continue
+            shape = (compiled.golden.samples, *population.shape)
+            if key not in compiled.golden_tensors or compiled.golden_tensors[key].shape != shape:
+                raise UsageError(f"the artefact's golden vectors lack '{key}' in shape {shape}: compile it again")
+            kept[kind][name] = compiled.golden_tensors[key]
+    steps = graph.phase(phase).time_steps
+    return Result(phase, steps, kept["counts"], {}, {}, kept["potentials"], kept["saturations"])
 
 
 def _devices(chosen: Sequence[Target]) -> str:

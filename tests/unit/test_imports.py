@@ -24,6 +24,8 @@ RANKS = [
     {"process_drawing"},
     {"target"},
     {"codec", "crews"},
+    {"probing"},
+    {"coverage", "differences"},
     {"plasticity"},
     {"targets"},
     {"analysis"},

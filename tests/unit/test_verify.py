@@ -122,7 +122,7 @@ def test_a_planted_fault_is_found_and_named(net, faulty, fault):
 
 def test_the_first_difference_is_the_earliest_step(net, faulty):
     faulty("a reset of zero")
-    found = toolchain.verify(net, targets=("reference", "faulty"), dataset="digits", samples=10, phase="forward")
+    found = toolchain.verify(net, targets=("reference", "faulty"), dataset="digits", samples=10, phase="forward", probes=0)
     first = found.pairs[0].first_difference
     assert first.step >= 1
     assert found.samples == {"forward": 10}
@@ -134,7 +134,8 @@ def test_identical_targets_pass_and_count_what_they_compared(net):
     assert found.passed
     assert found.activity["forward"] > 0
     assert found.activity["feedback"] > 0
-    assert found.pairs[0].spikes_compared == 25 * 32 * (30 + 100)
+    assert found.pairs[0].spikes_compared == (25 + found.probes) * 32 * (30 + 100)
+    assert all(variant.pairs[0].spikes_compared == found.probes * 32 * (16 + 16) for variant in found.variants)
 
 
 def test_replay_finds_a_target_that_computes_something_else(net, faulty):
