@@ -16,6 +16,7 @@ _WHERE = {
     "sim": ("toolchain.targets.sim", "SIM"),
     "lava-sim": ("toolchain.targets.lava_sim", "LAVA_SIM"),
     "lava-sim-float": ("toolchain.targets.lava_sim", "LAVA_SIM_FLOAT"),
+    "sanafe": ("toolchain.targets.sanafe", "SANAFE"),
 }
 
 BUILTIN: tuple[str, ...] = tuple(_WHERE)

@@ -114,7 +114,7 @@ def test_a_feedback_bias_of_the_smallest_mantissa_has_its_opposite(random_graph,
 
 def test_pairs_of_leaky_couples_are_refused(random_graph):
     graph = random_graph(1, couples=2, leak=True)
-    with pytest.raises(GraphError, match="'couple0' leaks .* not exact; keep the couples whole"):
+    with pytest.raises(GraphError, match=r"'couple0' leaks .* not exact; keep the couples whole"):
         ExpandCouples()(graph)
     forward = msgspec.structs.replace(graph, phases=graph.phases[:1])
     assert ExpandCouples()(forward) is forward  # binary neurons already
