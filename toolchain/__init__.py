@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from toolchain.compiler import compile as compile
     from toolchain.deploy import deploy as deploy
     from toolchain.doctor import doctor as doctor
+    from toolchain.estimate import estimate as estimate
     from toolchain.exchange import export as export
     from toolchain.exchange import import_ as import_
     from toolchain.feedback import feedback as feedback
@@ -39,6 +40,7 @@ _HOME = {
     "compile": "toolchain.compiler",
     "deploy": "toolchain.deploy",
     "doctor": "toolchain.doctor",
+    "estimate": "toolchain.estimate",
     "export": "toolchain.exchange",
     "import_": "toolchain.exchange",
     "feedback": "toolchain.feedback",

@@ -355,7 +355,10 @@ def verify(
     samples: Samples = None,
     phase: Annotated[str, typer.Option(metavar="forward|feedback|both", help="What to compare.")] = "both",
     probes: Annotated[
-        int, typer.Option(metavar="N", help="Probing inputs beside the images, and as many for each of two variants of the network; 0 for none.")
+        int,
+        typer.Option(
+            metavar="N", help="Probing inputs beside the images, and as many for each of two variants of the network; 0 for none."
+        ),
     ] = 16,
     replay: Annotated[bool, typer.Option("--replay", help="Run the golden inputs kept in the artefact.")] = False,
     data_dir: DataDir = None,
@@ -562,16 +565,68 @@ def _options(context: typer.Context, **values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if (found := sources[name]) is not None and found.name == "COMMANDLINE"}
 
 
-def _refuse(verb: str) -> None:
-    @app.command(
-        verb, hidden=True, help="Not part of this version.", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+@app.command(
+    epilog=_examples(
+        "estimate mnist-fc --samples 200",
+        "estimate convnet-f --dataset mnist --samples 1000 --chip-samples 0 --json",
+        "estimate mnist-fc --pareto --weight-bits 8,4,3 --time-steps 30,8,4,2 --picture out/energy.png",
     )
-    def refused() -> None:
-        _later(f"'toolchain {verb}'")
+)
+def estimate(
+    context: typer.Context,
+    model: Model,
+    dataset: Dataset = "mnist-1k",
+    samples: Samples = None,
+    batch: Annotated[
+        int | None, typer.Option(metavar="B", help="Samples of the batch whose mean loss drives the feedback phase; training's by default.")
+    ] = None,
+    chip_samples: Annotated[
+        int | None, typer.Option(metavar="N", help="How many of the samples SANA-FE runs; 10 by default, with --pareto 0.")
+    ] = None,
+    mac_pj: Annotated[float | None, typer.Option(metavar="PJ", help="Price of one product in picojoules; 4.6 by default.")] = None,
+    ac_pj: Annotated[float | None, typer.Option(metavar="PJ", help="Price of one addition in picojoules; 0.9 by default.")] = None,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Accuracy and energy at several weight bits and time steps.")] = False,
+    weight_bits: Annotated[str, typer.Option(metavar="A,B,...", help="With --pareto: bits of weights, 2 to 8.")] = "8,6,4,3",
+    time_steps: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="With --pareto: time steps; T, T/2, T/4, ... 1 by default.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="With --pareto: draw it, .png or .svg.")] = None,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Estimate energy and latency, every figure simulated or declared, with its source.
+
+    Operations by NeuroBench's definitions, SPIDE's theoretical energy of inference and training from measured rates, ticks, and where SANA-FE is installed its
+    simulated Loihi.
+    """
+    options: dict[str, Any] = {
+        "dataset": dataset,
+        "samples": samples,
+        "mac_pj": mac_pj,
+        "ac_pj": ac_pj,
+        "device": device,
+        "data_dir": data_dir,
+    }
+    if chip_samples is not None:
+        options["chip_samples"] = chip_samples
+    if not pareto:
+        _unused(context, "estimate without --pareto", ("weight_bits", "time_steps", "picture"))
+        _print(toolchain.estimate(model, batch=batch, **options), json)
+        return
+    _unused(context, "--pareto, which runs the forward phase only", ("batch",))
+    from toolchain.tradeoff import tradeoff
+
+    steps = None if time_steps is None else _wholes(time_steps, "--time-steps")
+    _print(tradeoff(model, weight_bits=_wholes(weight_bits, "--weight-bits"), time_steps=steps, picture=picture, **options), json)
 
 
-for _verb in ("estimate",):
-    _refuse(_verb)
+def _wholes(text: str, flag: str) -> tuple[int, ...]:
+    """The whole numbers in `a,b,c`."""
+    words = _listed(text)
+    if not words or not all(word.isdecimal() for word in words):
+        raise UsageError(f"{flag} takes whole numbers with commas between, not '{text}'")
+    return tuple(int(word) for word in words)
 
 
 def _whole(text: str, flag: str) -> int:

@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 REFUSED = [
     ("deploy mnist-fc --target sim --resume", "--resume"),
-    *[(f"{verb} mnist-fc --any thing", verb) for verb in ("estimate",)],
 ]
 
 USAGE = [

@@ -19,6 +19,7 @@ FLAGS = {
     "deploy": "--target --dataset --samples --batch --jobs --scheduler --synapses --device --fallback --predictions --resume --json",
     "compare": "--targets --dataset --samples --device --max-drop --report --fallback --json",
     "verify": "--targets --dataset --samples --phase --replay --json",
+    "estimate": "--dataset --samples --batch --chip-samples --mac-pj --ac-pj --pareto --weight-bits --time-steps --picture --device --data-dir --json",
     "tune": "--dataset --max-drop --samples --input --device --picture --json -o",
 }
 
