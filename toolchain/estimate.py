@@ -15,7 +15,7 @@ from toolchain.analysis.prices import inference, prices, training
 from toolchain.analysis.workload import PhaseCounts, Tally, connection_sparsity, footprint
 from toolchain.compiler import executable, forward_only, graph_for, uncompiled
 from toolchain.deploy import CHUNK, Options, configure, device_of, sample_shape
-from toolchain.errors import ToolchainError, UsageError
+from toolchain.errors import DesignRuleError, ToolchainError, UsageError
 from toolchain.estimation import COUNTED_ON, Charged, Estimate
 from toolchain.ir import Graph
 from toolchain.progress import track
@@ -171,26 +171,34 @@ def charge(source: Source, dataset: data.Dataset, samples: int, batch: int | Non
     """What SANA-FE charges for the first `samples` of `dataset`: both phases where they fit, else the forward phase."""
     if samples == 0:
         return Charged(missing="not asked for (--chip-samples 0)")
+    target = get(CHIP)
+    missing = target.available()
+    if missing is not None:
+        return Charged(missing=missing)
     try:
-        target = get(CHIP)
-        missing = target.available()
-        if missing is not None:
-            return Charged(missing=missing)
         graph = graph_for(source, target)
-        whole = target.check(graph)
-        chosen = graph if not whole else forward_only(graph)
-        refused = target.check(chosen) if whole else []
     except ToolchainError as refusal:
         return Charged(missing=str(refusal))
+    return charge_graph(target, graph, dataset, samples, batch)
+
+
+def charge_graph(target: Target, graph: Graph, dataset: data.Dataset, samples: int, batch: int | None) -> Charged:
+    """`charge` of a graph that `target` (SANA-FE) takes; the forward phase only where `batch` is None."""
+    whole = [] if batch is None else target.check(graph)
+    chosen = graph if batch is not None and not whole else forward_only(graph)
+    refused = target.check(chosen) if chosen is not graph else []
     if refused:
         return Charged(missing="; ".join(refused))
     part = dataset.part(0, min(samples, len(dataset)))
     found: dict[str, Charges] = {}
-    with target.compile(chosen) as run:
-        forward = run.run(np.asarray(part.images))
-        found["forward"] = run.charges  # type: ignore[attr-defined]  # SANA-FE's executables have them, the protocol does not ask for them
-        if batch is not None and chosen.has_phase("feedback"):
-            error = codec.output_error(chosen, forward, part.labels) * (len(part) / batch)
-            run.run(error, phase="feedback")
-            found["feedback"] = run.charges  # type: ignore[attr-defined]
+    try:
+        with target.compile(chosen) as run:
+            forward = run.run(np.asarray(part.images))
+            found["forward"] = run.charges  # type: ignore[attr-defined]  # SANA-FE's executables have them, the protocol does not ask for them
+            if batch is not None and chosen.has_phase("feedback"):
+                error = codec.output_error(chosen, forward, part.labels) * (len(part) / batch)
+                run.run(error, phase="feedback")
+                found["feedback"] = run.charges  # type: ignore[attr-defined]
+    except DesignRuleError as refusal:  # a potential that passes 24 bits shows only when it runs
+        return Charged(found, str(refusal))
     return Charged(found, f"the feedback phase does not fit: {'; '.join(whole)}" if whole else None)

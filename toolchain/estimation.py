@@ -207,7 +207,7 @@ class Estimate:
             "products and spikes by connection, a sample (simulated), and what SPIDE's estimate charges for them (declared)",
             *self._connection_table(),
             "",
-            f"SPIDE's theoretical energy a sample (declared: E_MAC {_joules(self.prices.mac)}, E_AC {_joules(self.prices.accumulate)}, {self.prices.source})",
+            f"SPIDE's theoretical energy a sample (declared: E_MAC {in_joules(self.prices.mac)}, E_AC {in_joules(self.prices.accumulate)}, {self.prices.source})",
             *self._energy_lines(),
             "",
             f"latency in ticks of a chip a sample (declared: {TICKS})",
@@ -244,27 +244,27 @@ class Estimate:
                 name = f"{c.name} (host)" if c.where == HOST else c.name
                 measured = "-" if c.rate is None else f"{rate} {c.rate:.5f}"
                 mask = "-" if c.mask is None else f"{c.mask:.4f}"
-                joules = _joules(sum(connection_energy(c, self.prices)))
+                joules = in_joules(sum(connection_energy(c, self.prices)))
                 rows.append([phase.phase, name, f"{c.products:,}", f"{c.reach:,}", measured, mask, _count(c.met), joules])
         return table(["phase", "connection", "M", "fan-out", "rate", "mask m", "weights met", "energy"], rows, left=2)
 
     def _energy_lines(self) -> list[str]:
         found, more = self.inference, self.training
         rows = [
-            [FORWARD, _joules(found.forward), f"{_joules(found.macs)} + {_joules(found.acs)}"],
+            [FORWARD, in_joules(found.forward), f"{in_joules(found.macs)} + {in_joules(found.acs)}"],
             [
                 f"without spikes: {INFERENCE_WITHOUT_SPIKES}",
-                _joules(found.without_spikes),
+                in_joules(found.without_spikes),
                 _beside(found.ratio, found.even, "forward spikes"),
             ],
         ]
         if more is not None:
-            rows[1:1] = [[BACKWARD, _joules(more.backward), ""], [UPDATE, _joules(more.update), ""]]
+            rows[1:1] = [[BACKWARD, in_joules(more.backward), ""], [UPDATE, in_joules(more.update), ""]]
             rows += [
-                ["training: E_fwd + E_bwd + E_upd", _joules(more.total), ""],
+                ["training: E_fwd + E_bwd + E_upd", in_joules(more.total), ""],
                 [
                     f"training without spikes: {TRAINING_WITHOUT_SPIKES}",
-                    _joules(more.without_spikes),
+                    in_joules(more.without_spikes),
                     _beside(more.ratio, more.even, "spikes of both phases"),
                 ],
             ]
@@ -299,8 +299,8 @@ def _charged_lines(charged: Charged) -> list[str]:
         [
             name,
             f"{charges.samples:,}",
-            *(_joules(charges.energy_per_sample()[unit]) for unit in units),
-            f"{_seconds(charges.seconds_per_sample())}",
+            *(in_joules(charges.energy_per_sample()[unit]) for unit in units),
+            f"{in_seconds(charges.seconds_per_sample())}",
             *(_count(count / charges.samples) for count in charges.counts.values()),
         ]
         for name, charges in charged.phases.items()
@@ -345,9 +345,9 @@ def _scaled(value: float, unit: str) -> str:
     return f"{value / 10.0**place:.3g} {prefix}{unit}"
 
 
-def _joules(value: float) -> str:
+def in_joules(value: float) -> str:
     return _scaled(value, "J")
 
 
-def _seconds(value: float) -> str:
+def in_seconds(value: float) -> str:
     return _scaled(value, "s")

@@ -112,10 +112,14 @@ class Search:
         grid = [(bits, steps) for steps in self.coarse() for bits in weight_bits]
         for bits, steps in track(grid, f"tuning {self.source.name}"):
             self.point(bits, steps)
-        if not self._found or all(point is None for point in self._found.values()):
-            raise DesignRuleError(f"'{self.source.name}' fits the chip at no number of weight bits: {self.refused[0]}")
+        self.require_points()
         for bits in track(weight_bits, f"tuning {self.source.name}, fewer time steps"):
             self._refine(bits)
+
+    def require_points(self) -> None:
+        """DesignRuleError where no point that was run fits the chip."""
+        if not self._found or all(point is None for point in self._found.values()):
+            raise DesignRuleError(f"'{self.source.name}' fits the chip at no number of weight bits: {self.refused[0]}")
 
     def coarse(self) -> list[int]:
         """T, T/2, T/4, ... 1, rounded up."""

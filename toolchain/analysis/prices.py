@@ -8,8 +8,8 @@ of them that pass the mask:
     E_upd = E_MAC sum M_c                                  every weight learns once a sample from two rates
     without spikes: E_MAC sum M_c to infer, 3 E_MAC sum M_c to train (forward, back to the values, to the weights)
 
-The formulas are those of METHODS 3.8 for SPIDE (Xiao et al., Neural Networks 2023). Where a connection carries graded values (an input on the chip, a relay) each
-meeting with a weight is a product, E_MAC. Neurons are free.
+They follow from what SPIDE's two phases do (Xiao et al., Neural Networks 2023); they are not copied from the paper's section on energy. Where a connection carries
+graded values (an input on the chip, a relay), each meeting with a weight is a product, E_MAC. Neurons are free.
 """
 
 from __future__ import annotations

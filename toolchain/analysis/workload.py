@@ -35,7 +35,7 @@ from toolchain.ir import (
     weight_of,
 )
 from toolchain.notation import operations, process_names, route
-from toolchain.target import Result
+from toolchain.target import History, Result
 
 Floats = npt.NDArray[np.float64]
 
@@ -205,10 +205,11 @@ def arriving(phase: Phase, synapse: Synapse) -> int:
 
 
 class Tally:
-    """Adds a phase up, a piece of the data set at a time. The results need their history (`trace=True`)."""
+    """Adds a phase up, a piece of the data set at a time. The results need their history (`trace=True`); with `history=False` they need none, and `acs`, `macs`
+    and `updates` are NaN: spikes, what they meet and SPIDE's energies need no more."""
 
-    def __init__(self, graph: Graph, phase: str) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, phase: str, *, history: bool = True) -> None:
+        self._graph, self._history = graph, history
         self._phase = graph.phase(phase)
         self._samples = 0
         self._operations = 0.0
@@ -225,12 +226,12 @@ class Tally:
             for name, s in zip(names, self._phase.synapses, strict=True)
         ]
         self._spikes = dict.fromkeys(self._phase.order, 0)
-        self._updates = dict.fromkeys(self._phase.order, 0)
+        self._updates = dict.fromkeys(self._phase.order, 0.0)
 
     def see(self, result: Result, *, images: Array | None = None, forward: Result | None = None) -> None:
         """Add samples: the `images` of a forward phase, the `forward` result of a feedback phase."""
         graph = self._graph
-        if not result.history:
+        if self._history and not result.history:
             raise GraphError("counts need every spike and potential: run the target with trace=True")
         encoded = None if images is None else codec.encode_input(graph, codec.check_inputs(graph, images))
         masks = {}
@@ -240,13 +241,12 @@ class Tally:
         self._samples += samples
         self._operations += float(codec.synaptic_operations(graph, result, inputs=images, forward=forward, fan_outs=self._fan_outs).sum())
         for carrier in self._carriers:
-            carrier.see(result, encoded, masks, self._phase.time_steps)
+            carrier.see(result, encoded, masks, self._phase.time_steps, history=self._history)
         for name in self._phase.order:
             if graph.population(name).kind == "input":
                 continue
             self._spikes[name] += int(result.activity[name].sum(dtype=np.int64))
-            potentials = result.history[name].potentials
-            self._updates[name] += potentials[0].size + int(np.count_nonzero(potentials[1:] != potentials[:-1]))
+            self._updates[name] += _updates(result.history[name]) if self._history else np.nan
 
     def counts(self) -> PhaseCounts:
         """Everything seen so far."""
@@ -306,15 +306,19 @@ class _Carrier:
         self._effective = [0.0] * len(self._stages)
         self._sent = self._met = self._ungated = 0.0
 
-    def see(self, result: Result, encoded: Array | None, masks: dict[str, npt.NDArray[np.bool_]], time_steps: int) -> None:
+    def see(
+        self, result: Result, encoded: Array | None, masks: dict[str, npt.NDArray[np.bool_]], time_steps: int, *, history: bool
+    ) -> None:
         if self._graph.population(self._source).kind == "input":
             self._see_input(encoded, time_steps)
             return
         mask = None if self._gate is None else masks[self._gate]
-        values = result.history[self._source].spikes[: self._applied]
-        gated = values if mask is None else values * mask
-        for number, stage in enumerate(self._stages):
-            self._effective[number] += self._through(stage, gated.reshape(-1, *gated.shape[2:]))
+        if history:
+            values = result.history[self._source].spikes[: self._applied]
+            gated = values if mask is None else values * mask
+            self._meet(gated.reshape(-1, *gated.shape[2:]), 1)
+        else:
+            self._effective = [np.nan] * len(self._stages)
         activity = result.activity[self._source].astype(np.float64)
         self._ungated += float(_neurons(activity) @ self._reach)
         self._send(activity if mask is None else activity * mask)
@@ -328,8 +332,7 @@ class _Carrier:
         events = self._graph.population(self._source).events
         values = np.moveaxis(encoded, -1, 0)[: self._applied] if events else encoded[None]
         repeated = 1 if events else self._applied
-        for number, stage in enumerate(self._stages):
-            self._effective[number] += repeated * self._through(stage, values.reshape(-1, *values.shape[2:]))
+        self._meet(values.reshape(-1, *values.shape[2:]), repeated)
         if self._where == CHIP:
             sent = (encoded != 0).sum(axis=-1) if events else (encoded != 0) * time_steps
             self._ungated += float(_neurons(sent) @ self._reach)
@@ -337,11 +340,14 @@ class _Carrier:
         else:
             self._send(encoded != 0)
 
-    def _through(self, stage: _Stage, values: Array) -> float:
-        """Effective products of one stage: `values` are (batch, *source), of any time steps and samples."""
-        if stage.before:
-            values = fixed.apply(stage.before, self._graph.tensors, values, stage.takes, integer=self._graph.integer)
-        return float(np.count_nonzero(values.reshape(len(values), -1), axis=0) @ stage.present)
+    def _meet(self, values: Array, times: int) -> None:
+        """Effective products of `values` (batch, *source), of any time steps and samples, each sent so many `times`."""
+        for number, stage in enumerate(self._stages):
+            taken = values
+            if stage.before:
+                taken = fixed.apply(stage.before, self._graph.tensors, values, stage.takes, integer=self._graph.integer)
+            nonzero = np.count_nonzero(taken.reshape(len(taken), -1), axis=0)
+            self._effective[number] += times * float(nonzero @ stage.present)
 
     def _send(self, sent: Array) -> None:
         self._sent += float(sent.sum())
@@ -371,6 +377,12 @@ class _Carrier:
             rate=None if self._where == HOST or not whole else self._ungated / whole,
             mask=None if self._gate is None or not self._ungated else self._met / self._ungated,
         )
+
+
+def _updates(history: History) -> int:
+    """Neurons and steps whose potential is another than a step before, the first step's all."""
+    potentials = history.potentials
+    return int(potentials[0].size) + int(np.count_nonzero(potentials[1:] != potentials[:-1]))
 
 
 def _neurons(values: Array) -> Floats:
