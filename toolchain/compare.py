@@ -110,6 +110,33 @@ def _budget(
     )
 
 
+def _inside(source: Source, chosen: Sequence[tuple[str, Target]], dataset: data.Dataset) -> SideBySide | None:
+    """Where the first target that runs integers errs, population by population, and when rates settle; None without a float graph."""
+    floats = float_graph(source)
+    if floats is None:
+        return None
+    whole = next((target for _, target in chosen if _quantizes(target)), None)
+    graph = None if whole is None else graph_for(source, whole)
+    return side_by_side(floats, graph, dataset.images[:SAMPLES], dataset.labels[:SAMPLES])
+
+
+def _fidelity(source: Source, rows: Sequence[Row], dataset: data.Dataset) -> Fidelity | None:
+    """Every target's gradient beside SPIDE's in floats and the exact one; None without a feedback phase or a float graph."""
+    found = {row.deployment.target: row.gradient.found.gradients for row in rows if row.gradient is not None}
+    if not found or float_graph(source) is None:
+        return None
+    images, labels = dataset.images[:GRADIENT_SAMPLES], dataset.labels[:GRADIENT_SAMPLES]
+    best, solved = exact(source, images, labels)
+    return fidelity(
+        found,
+        in_floats(source, images, labels).gradients,
+        None if best is None else best.gradients,
+        solved,
+        samples=len(images),
+        devices={row.deployment.target: row.deployment.device for row in rows},
+    )
+
+
 def _quantizes(target: Target) -> bool:
     """Whether a target runs integers."""
     return any(rewrite.name == "quantize" for rewrite in target.pipeline.passes)

@@ -118,7 +118,7 @@ def accuracy_budget(
         ),
         worst_population=worst,
         worst_cause=cause,
-        advice=_advice(rows_found, integers, settling, dataset, run.saturations),
+        advice=_advice(rows_found, total, integers, settling, dataset, run.saturations),
     )
 
 
@@ -134,16 +134,20 @@ def _worst(total: Change, rows: Sequence[Factor]) -> tuple[str | None, str | Non
     return name, max(rows, key=lambda row: row.cumulative.rate_difference.get(name, 0.0)).name
 
 
-def _advice(rows: Sequence[Factor], integers: Graph, settling: _Settling | None, dataset: str, saturations: Mapping[str, int]) -> Advice:
+def _advice(
+    rows: Sequence[Factor], total: Change, integers: Graph, settling: _Settling | None, dataset: str, saturations: Mapping[str, int]
+) -> Advice:
     worst = largest(rows)
     if worst is None:
         return nothing("nothing, every answer, rate and logit is the float model's")
-    if worst.cumulative.drop <= 0:
-        return nothing(
-            f"nothing, no factor costs accuracy on these images ({worst.name} changes most answers: {worst.cumulative.changed:,})"
-        )
+    if total.drop <= 0 or worst.cumulative.drop <= 0:
+        most = max(rows, key=lambda row: row.cumulative.changed)
+        return nothing(f"nothing, no accuracy is lost on these images ({most.name} changes most answers: {most.cumulative.changed:,})")
     enough = None if settling is None else settling.enough(integers.phase("forward").time_steps)
-    return advice(worst.name, integers, enough=enough, dataset=dataset, saturations=saturations)
+    found = advice(worst.name, integers, enough=enough, dataset=dataset, saturations=saturations)
+    if worst.cumulative.low > 0:
+        return found
+    return replace(found, sentence=f"{found.sentence} (first more images: what it costs on these is within the chance of the draw)")
 
 
 class _Tally:
