@@ -123,7 +123,9 @@ def export(
 
         return nir.export(model, find(model), path, **measured)
     if format == "onnx":
-        raise UsageError("export to onnx is not part of this version of the toolchain: choose nir or netx")
+        from toolchain.exchange import onnx_export
+
+        return onnx_export.export(model, path, **measured)
     return _export_netx(model, find(model), path, calibrate=calibrate, **measured)
 
 
