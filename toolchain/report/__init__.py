@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.files import replace_file
-from toolchain.report import one_sample, sections
+from toolchain.report import budget, one_sample, sections
 from toolchain.report.page import Page
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def write(comparison: Comparison, traces: Sequence[Trace], folder: Path) -> Path
     page = Page(tuple(row.deployment.target for row in comparison.rows))
     parts = [
         sections.headline(page, comparison),
+        budget.section(page, comparison),
         sections.rates(page, comparison),
         one_sample.section(page, comparison, traces, "forward"),
         one_sample.section(page, comparison, traces, "feedback"),

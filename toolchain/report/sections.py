@@ -318,6 +318,8 @@ def _command(comparison: Comparison) -> str:
     fallback = next((d.ran_on for d in deployments if d.ran_on != d.target), None)
     words += [] if fallback is None else ["--fallback", fallback]
     words += [] if comparison.max_drop is None else ["--max-drop", f"{comparison.max_drop:g}"]
+    if comparison.budget is not None:
+        words += ["--budget-samples", "0" if isinstance(comparison.budget, str) else str(comparison.budget.samples)]
     return shlex.join([*words, "--report", "report"])
 
 
