@@ -215,7 +215,7 @@ class Estimate:
             "",
             *_charged_lines(self.charged),
             "",
-            *(f"not charged: {sentence}" for sentence in self.not_charged),
+            *(f"counts and SPIDE's estimate leave out: {sentence}" for sentence in self.not_charged),
             *(f"note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)

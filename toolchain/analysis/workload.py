@@ -101,28 +101,30 @@ class PopulationCounts:
 
 @dataclass(frozen=True)
 class PhaseCounts:
-    """A phase over `samples` samples. `synaptic_operations` are those of `codec.synaptic_operations`, as `deploy` and `tune` print them."""
+    """A phase over `samples` samples; numbers a sample are sums over them, divided once.
+
+    effective_macs       products of graded values and of spikes (`effective_acs`) that are not 0 with weights that are not 0, a sample (NeuroBench)
+    activation_sparsity  share of all couples and time steps without a spike (NeuroBench)
+    spikes               of couples, a sample
+    membrane_updates     of couples, a sample (NeuroBench); a readout's are in `populations`
+    synaptic_operations  a sample, those of `codec.synaptic_operations`, as `deploy` and `tune` print them
+    """
 
     phase: str
     time_steps: int
     samples: int
     connections: tuple[ConnectionCounts, ...]
     populations: tuple[PopulationCounts, ...]
+    effective_macs: float
+    effective_acs: float
+    activation_sparsity: float
+    spikes: float
+    membrane_updates: float
     synaptic_operations: float
 
     @property
-    def effective_macs(self) -> float:
-        """Products with graded values, a sample."""
-        return sum(c.macs for c in self.connections)
-
-    @property
-    def effective_acs(self) -> float:
-        """Products with spikes, a sample."""
-        return sum(c.acs for c in self.connections)
-
-    @property
     def dense(self) -> int:
-        """Products a sample if nothing were 0."""
+        """Products a sample if nothing were 0 (NeuroBench)."""
         return sum(c.dense for c in self.connections)
 
     @property
@@ -130,24 +132,9 @@ class PhaseCounts:
         return sum(p.neurons for p in self.populations if p.kind == "couple")
 
     @property
-    def spikes(self) -> float:
-        """Of couples, a sample."""
-        return sum(p.spikes for p in self.populations if p.kind == "couple")
-
-    @property
     def rate(self) -> float:
         """Spikes a couple and time step."""
         return self.spikes / (self.neurons * self.time_steps)
-
-    @property
-    def activation_sparsity(self) -> float:
-        """Share of all couples and time steps without a spike."""
-        return 1 - self.rate
-
-    @property
-    def membrane_updates(self) -> float:
-        """Of couples, a sample; a readout's are in `populations`."""
-        return sum(p.updates for p in self.populations if p.kind == "couple")
 
 
 @dataclass(frozen=True)
@@ -257,8 +244,25 @@ class Tally:
             if (kind := graph.population(name).kind) in ("couple", "readout")
         )
         steps = self._phase.time_steps
-        found = tuple(carrier.counts(samples, steps) for carrier in self._carriers)
-        return PhaseCounts(self._phase.name, steps, samples, found, populations, self._operations / samples)
+        couples = [p.name for p in populations if p.kind == "couple"]
+        products = [carrier.effective() for carrier in self._carriers]
+        spikes, chances = (
+            sum(self._spikes[name] for name in couples),
+            samples * steps * sum(p.neurons for p in populations if p.kind == "couple"),
+        )
+        return PhaseCounts(
+            phase=self._phase.name,
+            time_steps=steps,
+            samples=samples,
+            connections=tuple(carrier.counts(samples, steps) for carrier in self._carriers),
+            populations=populations,
+            effective_macs=sum(macs for _, macs in products) / samples,
+            effective_acs=sum(acs for acs, _ in products) / samples,
+            activation_sparsity=(chances - spikes) / chances,
+            spikes=spikes / samples,
+            membrane_updates=sum(self._updates[name] for name in couples) / samples,
+            synaptic_operations=self._operations / samples,
+        )
 
 
 class _Stage:
@@ -353,12 +357,18 @@ class _Carrier:
         self._sent += float(sent.sum())
         self._met += float(_neurons(sent) @ self._reach)
 
+    def effective(self) -> tuple[float, float]:
+        """Additions and products of what is not 0, over all samples."""
+        input = self._graph.population(self._source).kind == "input"
+        spiking = [self._binary and not stage.before if input else stage.spikes for stage in self._stages]
+        found = list(zip(self._effective, spiking, strict=True))
+        return sum((number for number, spikes in found if spikes), 0.0), sum((number for number, spikes in found if not spikes), 0.0)
+
     def counts(self, samples: int, time_steps: int) -> ConnectionCounts:
         names = [name for op in self._ops if (name := weight_of(op)) is not None]
         weights, zeros = _weights(self._graph, dict.fromkeys(names))
         reach, input = int(self._reach.sum()), self._graph.population(self._source).kind == "input"
-        spiking = [self._binary and not stage.before if input else stage.spikes for stage in self._stages]
-        found = list(zip(self._effective, spiking, strict=True))
+        acs, macs = self.effective()
         whole = reach * time_steps * samples
         return ConnectionCounts(
             name=self._name,
@@ -370,8 +380,8 @@ class _Carrier:
             reach=reach,
             applied=self._applied,
             spiking=self._binary if input else self._graph.population(self._source).kind == "couple",
-            acs=sum(effective for effective, spikes in found if spikes) / samples,
-            macs=sum(effective for effective, spikes in found if not spikes) / samples,
+            acs=acs / samples,
+            macs=macs / samples,
             sent=self._sent / samples,
             met=self._met / samples,
             rate=None if self._where == HOST or not whole else self._ungated / whole,
