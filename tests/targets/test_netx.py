@@ -258,7 +258,6 @@ def test_without_approximate_nothing_is_written_and_what_would_be_lost_is_said(t
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"format": "onnx"}, "export to onnx is not part of this version"),
         ({"format": "pickle"}, "netx, nir, onnx"),
         ({"output": "."}, "no file name"),
     ],
