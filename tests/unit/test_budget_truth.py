@@ -186,7 +186,7 @@ def test_pipelined_timing_gets_the_drop_and_exact_timing_gives_it_back():
     rest = Pipeline((Retime("pipelined"), Quantize(input_levels=4)))
     found = accuracy_budget(loop(), rest(loop()), images.astype(np.float64), labels)
     assert_blamed(found, "timing", least=30)
-    assert [row.name for row in found.rows] == [STEPS, "timing"]
+    assert [row.name for row in found.rows] == ["timing"]
     assert found.advice.options == ("--timing", "exact")
     exact = rest.with_options(retime={"mode": found.advice.options[1]})(loop())
     better = accuracy_budget(loop(), exact, images.astype(np.float64), labels)

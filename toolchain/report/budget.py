@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LOST, WON = "#D55E00", "#0072B2"
 """Accuracy lost and won, of the pictures' colours."""
 
+LABEL = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+
 
 def section(page: Page, comparison: Comparison) -> str:
     """Where the accuracy of the first target that runs integers goes; a sentence where that cannot be said, nothing where nobody asked."""
@@ -69,23 +71,30 @@ def _table(budget: AccuracyBudget) -> str:
         "answers changed",
         "|logit difference|",
     ]
-    start = "float model" if budget.baseline.residual is None else f"float equilibrium, {budget.baseline.time_steps:,} steps"
-    rows = [[escape(start), f"{100 * budget.baseline.accuracy:.2f}", *[""] * 8]]
+    start = "float model" if budget.baseline.residual is None else "equilibrium"
+    rows = [[start, f"{100 * budget.baseline.accuracy:.2f}", *[""] * 8]]
     for row in budget.rows:
         cells = _cells(row.cumulative, points(row.alone.drop), points(row.interaction))
-        rows.append([f"{escape(row.name)}<br><span class='soft'>{escape(row.meaning)}</span>", f"{100 * row.accuracy:.2f}", *cells])
+        rows.append([escape(row.name), f"{100 * row.accuracy:.2f}", *cells])
     together = _cells(budget.total, points(budget.total.drop - budget.remainder), points(budget.remainder))
     rows.append(["in all", f"{100 * budget.accuracy:.2f}", *together])
     if budget.arithmetic is not None:
         accuracy = (
             next((row.accuracy for row in budget.rows if row.name == "time steps"), budget.baseline.accuracy) - budget.arithmetic.drop
         )
-        name = f"beside it: {escape(str(budget.first))}<br><span class='soft'>the float model in float32, {budget.time_steps} steps</span>"
-        rows.append([name, f"{100 * accuracy:.2f}", *_cells(budget.arithmetic, "", "")])
-    caption = f"{budget.target} on the first {budget.samples:,} samples of {budget.dataset}; drops in points of accuracy."
+        rows.append([f"beside it: {escape(str(budget.first))}", f"{100 * accuracy:.2f}", *_cells(budget.arithmetic, "", "")])
+    return table(head, rows, _caption(budget))
+
+
+def _caption(budget: AccuracyBudget) -> str:
+    said = f"{budget.target} on the first {budget.samples:,} samples of {budget.dataset}; drops in points of accuracy."
+    if budget.rows:
+        said += f" What is switched on: {'; '.join(f'{row.name}, {row.meaning}' for row in budget.rows)}."
     if budget.none:
-        caption += f" Without a row, because nothing changed: {', '.join(budget.none)}."
-    return table(head, rows, caption)
+        said += f" Without a row, because nothing changed: {', '.join(budget.none)}."
+    if budget.arithmetic is not None:
+        said += f" Beside it, no part of the sum: the same float model in float32, {budget.time_steps} steps, on {budget.first}, the comparison's first row."
+    return said
 
 
 def _cells(change: Change, alone: str, interaction: str) -> list[str]:
@@ -126,17 +135,17 @@ def _waterfall(budget: AccuracyBudget) -> Picture:
         for y, row in enumerate(budget.rows, 1):
             before, after, change = 100 * levels[y - 1], 100 * levels[y], row.cumulative
             colour = LOST if change.drop > 0 else WON
-            axes.plot([before, before], [y - 1, y], color=GREY, linewidth=1)
+            axes.plot([before, before], [y - 1, y], color=GREY, linewidth=1, zorder=0)
             axes.barh(y, after - before, left=before, height=0.5, color=colour)
             axes.barh(y, -100 * row.alone.drop, left=before, height=0.72, facecolor="none", edgecolor="black", linewidth=1.1)
             axes.plot([before - 100 * change.low, before - 100 * change.high], [y, y], color=GREY, linewidth=2, alpha=0.8)
             axes.plot([after], [y], "|", color=colour, markersize=16, markeredgewidth=2.5)
-            axes.annotate(_signed(change.drop), (after, y), (0, 15), textcoords="offset points", ha="center", fontsize=12)
-        axes.plot([100 * levels[-1]] * 2, [len(names) - 2, len(names) - 1], color=GREY, linewidth=1)
+            axes.annotate(_signed(change.drop), (after, y), (0, 19), textcoords="offset points", ha="center", fontsize=12, bbox=LABEL)
+        axes.plot([100 * levels[-1]] * 2, [len(names) - 2, len(names) - 1], color=GREY, linewidth=1, zorder=0)
         for y, value in ((0, levels[0]), (len(names) - 1, levels[-1])):
-            axes.annotate(f"{100 * value:.2f}", (100 * value, y), (0, 11), textcoords="offset points", ha="center", fontsize=13)
+            axes.annotate(f"{100 * value:.2f}", (100 * value, y), (0, 12), textcoords="offset points", ha="center", fontsize=13, bbox=LABEL)
         axes.set_xlim(low, high)
-        axes.set_ylim(len(names) - 0.5, -0.75)
+        axes.set_ylim(len(names) - 0.5, -0.7)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -150,7 +159,7 @@ def _waterfall(budget: AccuracyBudget) -> Picture:
     return drawn(
         "accuracy-budget",
         draw,
-        (WIDTH, 1.5 + 0.72 * len(names)),
+        (WIDTH, 1.3 + 0.95 * len(names)),
         f"Accuracy from {100 * levels[0]:.2f} % in equilibrium to {100 * levels[-1]:.2f} % on {budget.target}, points lost: {said}",
         "Accuracy, factor by factor. Bars: what each changes on top of those above it; black outlines: alone; grey: 95 % interval of the change.",
     )
