@@ -12,7 +12,7 @@ import numpy.typing as npt
 from toolchain import codec, data
 from toolchain.analysis.accuracy import Answers, accuracy_budget, default_samples
 from toolchain.analysis.drops import AccuracyBudget
-from toolchain.analysis.fidelity import Fidelity, cosine, fidelity
+from toolchain.analysis.fidelity import Fidelity, Found, cosine, fidelity
 from toolchain.analysis.side_by_side import SAMPLES, SideBySide, side_by_side
 from toolchain.comparison import Comparison, Gradient, Row, Trace
 from toolchain.compiler import graph_for
@@ -122,15 +122,17 @@ def _inside(source: Source, chosen: Sequence[tuple[str, Target]], dataset: data.
 
 def _fidelity(source: Source, rows: Sequence[Row], dataset: data.Dataset) -> Fidelity | None:
     """Every target's gradient beside SPIDE's in floats and the exact one; None without a feedback phase or a float graph."""
-    found = {row.deployment.target: row.gradient.found.gradients for row in rows if row.gradient is not None}
+    found = {row.deployment.target: row.gradient.found for row in rows if row.gradient is not None}
     if not found or float_graph(source) is None:
         return None
     images, labels = dataset.images[:GRADIENT_SAMPLES], dataset.labels[:GRADIENT_SAMPLES]
+    plain = [row.deployment.target for row in rows if row.deployment.ran_on == "torch" and row.deployment.device == "cpu"]
+    spide = found[plain[0]] if plain else in_floats(source, images, labels)
     best, solved = exact(source, images, labels)
     return fidelity(
-        found,
-        in_floats(source, images, labels).gradients,
-        None if best is None else best.gradients,
+        {target: Found(one.gradients, one.masks) for target, one in found.items()},
+        Found(spide.gradients, spide.masks),
+        None if best is None else Found(best.gradients, best.masks),
         solved,
         samples=len(images),
         devices={row.deployment.target: row.deployment.device for row in rows},

@@ -54,13 +54,18 @@ class Solved:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """By target, in the order of the rows, and by tensor. `exact` is empty where `solved` says that there is no exact gradient."""
+    """By target, in the order of the rows, and by tensor. `exact` is empty where `solved` says that there is no exact gradient.
+
+    `masks` by target is the share of couples (over samples) whose mask is not that of the solved equilibrium: one spike on the way to a rate of 0 opens it, and more time
+    steps never close it again.
+    """
 
     spide: dict[str, dict[str, Closeness]]
     exact: dict[str, dict[str, Closeness]]
     solved: Solved
     samples: int
     devices: dict[str, str]
+    masks: dict[str, float]
 
     @property
     def tensors(self) -> list[str]:
@@ -78,7 +83,9 @@ class Fidelity:
         each = [(target, self.worst(target)) for target in self.spide]
         listed = ", ".join(f"{target} {worst[1].cosine:.4f} ('{worst[0]}')" for target, worst in each if worst is not None)
         left_out = "" if self.solved.reason is None else f"; {self.solved.reason}"
-        return f"least cosine with {against}: {listed}{left_out}"
+        masks = ", ".join(f"{target} {100 * share:.2f} %" for target, share in self.masks.items())
+        opened = f"; masks that are not the equilibrium's: {masks}" if masks else ""
+        return f"least cosine with {against}: {listed}{opened}{left_out}"
 
     def to_text(self) -> str:
         head = ["tensor", *(f"{target}: {what}" for target in self.spide for what in self._columns)]
@@ -104,24 +111,38 @@ class Fidelity:
             "against_spide": named(self.spide),
             "against_exact": named(self.exact) or None,
             "exact": self.solved.to_json(),
+            "mask_differences": self.masks,
         }
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a phase of feedback found: gradients by tensor, masks by population, both of one batch."""
+
+    gradients: Gradients
+    masks: Mapping[str, npt.NDArray[np.bool_]]
+
+
 def fidelity(
-    targets: Mapping[str, Gradients],
-    spide: Gradients,
-    exact: Gradients | None,
-    solved: Solved,
-    *,
-    samples: int,
-    devices: Mapping[str, str],
+    targets: Mapping[str, Found], spide: Found, exact: Found | None, solved: Solved, *, samples: int, devices: Mapping[str, str]
 ) -> Fidelity:
     """Every target's gradients beside SPIDE's in floats and the exact ones; `devices` says where each ran."""
 
     def beside(others: Gradients) -> dict[str, dict[str, Closeness]]:
-        return {target: {name: closeness(g, others[name]) for name, g in found.items()} for target, found in targets.items()}
+        return {target: {name: closeness(g, others[name]) for name, g in found.gradients.items()} for target, found in targets.items()}
 
-    return Fidelity(beside(spide), {} if exact is None else beside(exact), solved, samples, dict(devices))
+    return Fidelity(
+        spide=beside(spide.gradients),
+        exact={} if exact is None else beside(exact.gradients),
+        solved=solved,
+        samples=samples,
+        devices=dict(devices),
+        masks={} if exact is None else {target: _differ(found.masks, exact.masks) for target, found in targets.items()},
+    )
+
+
+def _differ(masks: Mapping[str, npt.NDArray[np.bool_]], others: Mapping[str, npt.NDArray[np.bool_]]) -> float:
+    return float(np.concatenate([(mask != others[name]).ravel() for name, mask in masks.items()]).mean())
 
 
 def closeness(found: Floats, other: Floats) -> Closeness:
