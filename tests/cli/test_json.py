@@ -46,6 +46,8 @@ def parsed(answer, code=0):
         "deploy digits-fc --target sim --dataset digits --samples 3",
         "compare digits-fc --targets reference,sim --dataset digits --samples 3",
         "verify digits-fc --targets reference,sim --dataset digits --samples 3",
+        "estimate digits-fc --dataset digits --samples 3 --chip-samples 0",
+        "estimate digits-fc --dataset digits --samples 3 --pareto --weight-bits 8 --time-steps 4,2",
     ],
 )
 def test_every_json_names_device_and_versions(command, words):
@@ -116,6 +118,23 @@ def test_verify(command):
     assert pair["spikes_compared"] > 0
     assert (pair["spike_differences"], pair["potential_differences"], pair["saturation_differences"]) == (0, 0, 0)
     assert pair["first_difference"] is None
+
+
+def test_estimate(command):
+    found = parsed(command("estimate", "digits-fc", "--dataset", "digits", "--samples", 5, "--chip-samples", 0, "--json"))
+    assert (found["target"], found["dataset"], found["samples"], found["time_steps"]) == ("sim", "digits", 5, 30)
+    assert {found["neurobench"][phase]["effective_acs"]["tag"] for phase in ("forward", "feedback")} == {"simulated"}
+    assert {found["spide"][name]["tag"] for name in ("forward", "backward", "update", "training_without_spikes")} == {"declared"}
+    assert found["sanafe"] == {}
+    assert found["sanafe_missing"]
+
+
+def test_estimate_draws_accuracy_against_energy(command, tmp_path):
+    path = tmp_path / "front.svg"
+    words = ["estimate", "digits-fc", "--dataset", "digits", "--samples", 20, "--pareto", "--weight-bits", "8,4", "--time-steps", "8,2"]
+    found = parsed(command(*words, "--picture", path, "--json"))
+    assert [(p["weight_bits"], p["time_steps"]) for p in found["points"]] == [(8, 8), (4, 8), (8, 2), (4, 2)]
+    assert path.read_bytes().startswith(b"<?xml")
 
 
 def test_compile_inspect_and_deploy_the_same_file(command, tmp_path):

@@ -96,7 +96,7 @@ def test_a_recurrent_net_by_hand(recurrent):
     assert loop.rate == 4 / 6
     assert (readout.applied, readout.acs, readout.dense) == (3, 4, 6)
     assert found.spikes == 4
-    assert found.activation_sparsity == 1 - 4 / 6
+    assert found.activation_sparsity == 2 / 6
     # potentials after each step are 0 0 0 and 0 2 0: two neurons at the first, then the second at both
     assert found.membrane_updates == 2 + 2
     assert [(p.name, p.updates) for p in found.populations] == [("hidden1", 4), ("readout", 3)]
