@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from toolchain import codec
 from toolchain.errors import DesignRuleError
-from toolchain.ir import Array, Graph, Phase
+from toolchain.ir import Array, Graph, Phase, Synapse
 from toolchain.targets.sanafe.architecture import DENDRITE, DENSE, HOST_INPUT, NEURON, Architecture
 from toolchain.targets.sanafe.edges import Edges, Ints, edges, unit
 from toolchain.targets.sanafe.numbers import INPUT_THRESHOLD, NEVER, Numbers, numbers
@@ -78,6 +78,7 @@ class Program:
         self.numbers = {name: numbers(phase.dynamics[name]) for name in self.names if self.kind(name) != "input"}
         self.biases = codec.bias_currents(graph, phase)
         self._edges = [(s, edges(graph, s)) for s in phase.synapses if s.source in cores and s.target in cores]
+        self._unit = self._only_unit()
 
     def kind(self, name: str) -> str:
         return self.graph.population(name).kind
@@ -87,14 +88,21 @@ class Program:
 
     def chip(self, masks: Mapping[str, Array]) -> Chip:
         """The chip with the connections whose gates `masks`, of one sample, open: a gated spike is sent nowhere, so its synapses are not there."""
-        open_edges = [(s.target, s.source, s.delay, unit(s.ops), found.behind(masks.get(s.gate or ""))) for s, found in self._edges]
-        return Chip(self, [(source, target, delay, where, found) for target, source, delay, where, found in open_edges])
+        return Chip(self, [(s, self._unit or unit(s.ops), found.behind(masks.get(s.gate or ""))) for s, found in self._edges])
+
+    def _only_unit(self) -> str | None:
+        """The synapse unit of all connections where some spikes are held back: a dendrite looks delays up by a synapse's number within its unit, so a second unit's
+        would be taken for the first's. It is that of the connection with the most synapses."""
+        if all(synapse.delay == 1 for synapse, _ in self._edges):
+            return None
+        largest, _ = max(self._edges, key=lambda found: len(found[1].weights))
+        return unit(largest.ops)
 
 
 class Chip:
     """A programmed chip, which runs one sample after another."""
 
-    def __init__(self, program: Program, connections: list[tuple[str, str, int, str, Edges]]) -> None:
+    def __init__(self, program: Program, connections: list[tuple[Synapse, str, Edges]]) -> None:
         import sanafe
 
         self._program = program
@@ -106,14 +114,15 @@ class Chip:
         for name, group in groups.items():
             for neuron, core in zip(group.neurons, program.cores[name].tolist(), strict=True):
                 neuron.map_to_core(hardware[core])
-        for source, target, delay, where, found in connections:
-            for neuron in groups[target].neurons:
+        for synapse, where, found in connections:
+            if len(found.weights) == 0:
+                continue
+            for neuron in groups[synapse.target].neurons:
                 neuron.set_attributes(default_synapse_hw_name=where)
-            weights = found.weights * program.numbers[target].scale
-            values = {"w": weights.tolist(), "delay": [delay - 1] * len(weights)}
-            if len(weights):
-                ends = list(zip(found.sources.tolist(), found.targets.tolist(), strict=True))
-                groups[source].connect_neurons_sparse(groups[target], values, ends)
+            weights = found.weights * program.numbers[synapse.target].scale
+            values = {"w": weights.tolist(), "delay": [synapse.delay - 1] * len(weights)}
+            ends = list(zip(found.sources.tolist(), found.targets.tolist(), strict=True))
+            groups[synapse.source].connect_neurons_sparse(groups[synapse.target], values, ends)
         self._chip = sanafe.SpikingChip(program.architecture.chip)
         self._chip.load(network)
         self._neurons = {name: self._chip.mapped_neuron_groups[group] for name, group in self._group.items()}
