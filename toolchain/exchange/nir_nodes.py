@@ -58,7 +58,7 @@ KEY = "fsnn"
 
 class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a node's metadata say. `kind` is couple, readout, linear or input (with its `population`), `levels` and `host` for the rounding of inputs and of the host's current,
-    `delay` (`steps`), or `logits` for a connection whose bias the host adds to the logits. `starts` are the steps at which the arrays `bias0`, `bias1`, ... begin to act."""
+    `delay` (`steps`, and whether it closes a `loop`, so that a reader that goes from node to node meets it after its target), or `logits` for a connection whose bias the host adds to the logits. `starts` are the steps at which the arrays `bias0`, `bias1`, ... begin to act."""
 
     kind: str
     population: str = ""
@@ -72,6 +72,7 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     shift: int = 0
     exponent: int = 0
     steps: int = 0
+    loop: bool = False
     starts: tuple[int, ...] = ()
 
 
@@ -129,6 +130,40 @@ def problems(graph: Graph) -> list[str]:
             found.append(
                 f"connection '{synapse.source}' -> '{synapse.target}' runs ahead of the model step in pipelined timing: compile with --timing exact"
             )
+    readout = graph.of_kind("readout")[0].name
+    reaching = {name for name in phase.order if readout in _reached(phase, name)}
+    found += [f"population '{name}' leads nowhere, and in NIR all that leads nowhere is an output" for name in phase.order if name not in reaching]
+    driven = {drive.population for drive in phase.drive} | {s.target for s in phase.synapses} | {p.name for p in graph.of_kind("input")}
+    found += [f"nothing reaches population '{name}', and in NIR all that nothing reaches is an input" for name in phase.order if name not in driven]
+    order = update_order(phase)
+    for name in order:
+        sources = [s.source for s in phase.synapses if s.target == name]
+        closing = [source for source in sources if order.index(source) >= order.index(name)]
+        if len(sources) == len(closing) == 1 and not any(drive.population == name for drive in phase.drive):
+            found.append(f"population '{name}' is reached by one feedback connection only, and readers of NIR's loops find no node to begin with")
+    return found
+
+
+def update_order(phase: Phase) -> list[str]:
+    """The phase's populations, each behind those that it needs within the same step, and behind those whose delayed spikes reach it without a loop."""
+    ahead: dict[str, set[str]] = {name: set() for name in phase.order}
+    reached = {name: _reached(phase, name) for name in phase.order}
+    for synapse in phase.synapses:
+        if steps_late(phase, synapse) == 0 or synapse.source not in reached[synapse.target]:
+            ahead[synapse.target].add(synapse.source)
+    found: list[str] = []
+    while len(found) < len(phase.order):
+        found.append(next(name for name in phase.order if name not in found and ahead[name] <= set(found)))
+    return found
+
+
+def _reached(phase: Phase, name: str) -> set[str]:
+    """The populations that `name` reaches, itself included."""
+    found, fresh = {name}, [name]
+    while fresh:
+        targets = {s.target for s in phase.synapses if s.source == fresh[0]} - found
+        found |= targets
+        fresh = [*fresh[1:], *targets]
     return found
 
 
@@ -183,7 +218,8 @@ class _Writer:
             self.made.lost.append(f"inputs are whole numbers 0 to {levels}, which the host makes of [0, 1]")
         ends = {entry.name: inputs}
         late: dict[str, list[str]] = {}
-        for name in self.phase.order:
+        order = update_order(self.phase)
+        for name in order:
             if name == entry.name:
                 continue
             population = self.graph.population(name)
@@ -196,9 +232,8 @@ class _Writer:
             for node in late.pop(name, []):
                 self.made.join(node, ends[name])
             for synapse in self.phase.synapses:
-                steps = steps_late(self.phase, synapse)
-                if synapse.source == name and steps > 0:
-                    node = self._delayed(synapse, ends[name], steps)
+                if synapse.source == name and steps_late(self.phase, synapse) > 0:
+                    node = self._delayed(synapse, ends[name], loop=synapse.target in ends)
                     if synapse.target in ends:
                         self.made.join(node, ends[synapse.target])
                     else:
@@ -216,13 +251,14 @@ class _Writer:
         logits = self.graph.population(synapse.target).kind == "readout"
         return self._chain(synapse.ops, synapse.source, synapse.target, source, bias, logits=logits)
 
-    def _delayed(self, synapse: Synapse, source: str, steps: int) -> str:
+    def _delayed(self, synapse: Synapse, source: str, *, loop: bool) -> str:
         import nir
 
+        steps = steps_late(self.phase, synapse)
         bias = self._bias_for(synapse.target, 1) if steps == 1 else None
         node = self._chain(synapse.ops, synapse.source, synapse.target, source, bias)
         shape = self.graph.population(synapse.target).shape
-        about = _noted(Note("delay", steps=steps))
+        about = _noted(Note("delay", steps=steps, loop=loop))
         return self.made.add("delay", nir.Delay(np.full(shape, steps * DT), metadata=about), node)
 
     def _drive(self, drive: Drive, source: str) -> str:
@@ -385,7 +421,8 @@ class _Writer:
                 continue
             metadata = self.made.nodes[ends[name]].metadata
             note = msgspec.json.decode(metadata[KEY], type=Note)
-            metadata |= _noted(msgspec.structs.replace(note, starts=tuple(bias.start for bias in left)))
+            if note.kind != "readout":  # whose bias the host adds to the logits
+                metadata |= _noted(msgspec.structs.replace(note, starts=tuple(bias.start for bias in left)))
             for index, bias in enumerate(left):
                 metadata[f"bias{index}"] = _narrow(self._current(name, bias))
                 self.made.places.setdefault(bias.tensor, self._place(ends[name], f"bias{index}", bias.tensor, exponent=bias.exponent))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from toolchain.errors import GraphError, UsageError
 from toolchain.exchange import nir, nir_files
-from toolchain.exchange.nir_nodes import DT, KEY, Note
+from toolchain.exchange.nir_nodes import KEY, Note
 from toolchain.fixed import CURRENT_MANTISSA, decay
 from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array
 
@@ -223,8 +223,9 @@ def _affine(node: nir_package.Affine) -> nn.Module:
 
 
 def _delay(node: nir_package.Delay) -> nn.Module:
-    steps = round(float(np.max(node.delay)) / DT)
-    return Later(steps - 1) if steps > 1 else nn.Identity()
+    note = _ours(node)[0]
+    steps = note.steps - int(note.loop)
+    return Later(steps) if steps else nn.Identity()
 
 
 def _flatten(node: nir_package.Flatten) -> nn.Module:
