@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.files import replace_file
-from toolchain.report import budget, one_sample, sections
+from toolchain.report import budget, inside, one_sample, sections
 from toolchain.report.page import Page
 
 if TYPE_CHECKING:
@@ -24,11 +24,14 @@ def write(comparison: Comparison, traces: Sequence[Trace], folder: Path) -> Path
     parts = [
         sections.headline(page, comparison),
         budget.section(page, comparison),
+        inside.populations(page, comparison),
+        inside.settling(page, comparison),
         sections.rates(page, comparison),
         one_sample.section(page, comparison, traces, "forward"),
         one_sample.section(page, comparison, traces, "feedback"),
         sections.confusion(page, comparison),
         sections.gradients(page, comparison),
+        inside.fidelity(page, comparison),
         sections.footnotes(comparison, bool(traces)),
     ]
     html = page.document(f"{comparison.model}: {', '.join(page.targets)}", parts)
