@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types sanitize endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning bench-netx
+.PHONY: help demo test test-core lint types docs sanitize endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -28,6 +28,9 @@ lint: $(VENV)/ready  ## ruff: format and rules
 
 types: $(VENV)/ready  ## mypy, strict
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/ready  ## the documentation's pages, in site/: runs what they show, and fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 sanitize: $(VENV)/ready  ## the native kernel's tests on a build that stops at wrong addresses and undefined behaviour
 	.ci/sanitize $(VENV)/bin/python

@@ -12,11 +12,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
-from toolchain import cli
+import toolchain
+from toolchain import artifact, cli
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = {"own_network.py": [], "compare_targets.py": ["10"]}
+EXAMPLES = {
+    "own_network.py": [],
+    "compare_targets.py": ["10"],
+    "feedback_gradient.py": [],
+    "learn_on_target.py": ["1"],
+    "train_and_deploy.py": [],
+}
 README = (ROOT / "README.md").read_text()
 
 
@@ -29,12 +37,59 @@ def run(*words: str, code: int = 0) -> str:
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == EXAMPLES.keys()
+    others = {"digits.yaml", "tutorial.ipynb", "verify_in_ci.sh"}
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} == EXAMPLES.keys() | others
+
+
+def test_every_example_is_on_its_page():
+    page = (ROOT / "docs" / "examples.md").read_text()
+    links = re.findall(r"\]\(\.\./examples/([^)]+)\)", page)
+    assert sorted(links) == sorted(path.name for path in (ROOT / "examples").iterdir() if path.is_file())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_runs(name):
-    run(str(ROOT / "examples" / name), *EXAMPLES[name])
+def test_an_example_runs(name, tmp_path):
+    run(str(ROOT / "examples" / name), *(EXAMPLES[name] or ([str(tmp_path)] if name == "train_and_deploy.py" else [])))
+
+
+def gate(artefact: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """The gate's script, with this Python's toolchain as `toolchain`."""
+    command = tmp_path / "toolchain"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m toolchain "$@"\n')
+    command.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = ["sh", str(ROOT / "examples" / "verify_in_ci.sh"), str(artefact)]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_gate_opens_for_a_whole_artefact_and_not_for_one_with_a_changed_weight(tmp_path):
+    made = toolchain.compile("digits-fc", target="sim").artifact
+    artifact.write(made, tmp_path / "whole.fsnn")
+    weights = made.graph.tensors["feedback.0.weight"].copy()
+    weights[0, 0] += 1 if weights[0, 0] < 127 else -1
+    graph = replace(made.graph, tensors={**made.graph.tensors, "feedback.0.weight": weights})
+    artifact.write(replace(made, graph=graph), tmp_path / "changed.fsnn")
+    assert gate(tmp_path / "whole.fsnn", tmp_path).returncode == 0
+    refused = gate(tmp_path / "changed.fsnn", tmp_path)
+    assert refused.returncode == 4, refused.stderr
+    assert "first difference" in refused.stdout
+
+
+@pytest.mark.filterwarnings("default")  # jupyter_client's and its event loop's own
+def test_the_notebook_runs_and_is_kept_without_output(monkeypatch, tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "examples" / "tutorial.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell for cell in cells if cell.outputs or cell.execution_count] == []
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 1
 
 
 @pytest.mark.lava
