@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from itertools import pairwise
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from toolchain import codec, data, models
-from toolchain.analysis.accuracy import STEPS, Answers, accuracy_budget, default_samples, settling_steps
-from toolchain.analysis.advice import advice, weight_bits
-from toolchain.analysis.factors import SWITCHES, Switchboard, differences
-from toolchain.analysis.intervals import Z95, paired_interval
+from toolchain import data, models
+from toolchain.analysis.accuracy import STEPS, accuracy_budget
 from toolchain.compiler import lowered
 from toolchain.ir import (
     Bias,
-    Calibration,
     Dense,
     Drive,
     Dynamics,
@@ -31,9 +24,8 @@ from toolchain.ir import (
     Units,
     frozen,
 )
-from toolchain.passes import FLOAT_PIPELINE, LOIHI_PIPELINE, Inject, Pipeline, Quantize, Retime
+from toolchain.passes import FLOAT_PIPELINE, LOIHI_PIPELINE, Pipeline, Quantize, Retime
 from toolchain.source import find
-from toolchain.targets.reference import REFERENCE
 
 SHARE = 0.9
 """Of the drop, what the planted cause must get, cumulatively and alone."""
@@ -95,7 +87,7 @@ def with_outliers():
     module.input.bias.data[31] = 0
     weights[0][31] = 0
     for weight in weights:
-        weight[:31 if weight is weights[0] else None, 31] = 4 * weight.abs().max()
+        weight[: 31 if weight is weights[0] else None, 31] = 4 * weight.abs().max()
     return module
 
 
@@ -161,11 +153,11 @@ def loop(time_steps=6):
     """a -> b -> c -> d, and d stops a one step late: in the model's own time a fires every other step, in pipelined timing the stop comes four steps late. The
     readout says "1" where d fires in less than 9/16 of the steps. Every number is exact on the chip."""
     chain = ("a", "b", "c", "d")
-    tensors = {f"{x}{y}": frozen(np.eye(8)) for x, y in zip(chain, chain[1:], strict=False)}
+    tensors = {f"{x}{y}": frozen(np.eye(8)) for x, y in pairwise(chain)}
     tensors |= {"in": frozen(np.eye(8)), "da": frozen(-np.eye(8)), "out": frozen(np.stack([np.full(8, 1 / 8), np.zeros(8)]))}
     tensors["bias"] = frozen([0.0, 0.5625])
     couple = Dynamics(1.0, 1.0, 1.0, "plus")
-    synapses = tuple(Synapse(x, y, (Dense(f"{x}{y}"),)) for x, y in zip(chain, chain[1:], strict=False))
+    synapses = tuple(Synapse(x, y, (Dense(f"{x}{y}"),)) for x, y in pairwise(chain))
     forward = Phase(
         "forward",
         time_steps,
