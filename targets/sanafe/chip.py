@@ -17,7 +17,7 @@ from toolchain.errors import DesignRuleError
 from toolchain.ir import Array, Graph, Phase, Synapse
 from toolchain.targets.sanafe.architecture import DENDRITE, DENSE, HOST_INPUT, NEURON, Architecture
 from toolchain.targets.sanafe.edges import Edges, Ints, edges, unit
-from toolchain.targets.sanafe.numbers import INPUT_THRESHOLD, NEVER, Numbers, numbers
+from toolchain.targets.sanafe.numbers import IDLE, INPUT_THRESHOLD, NEVER, Numbers, numbers
 
 Floats = npt.NDArray[np.float64]
 ENERGIES = ("synapse", "dendrite", "soma", "network", "total")
@@ -75,7 +75,12 @@ class Program:
     def __init__(self, graph: Graph, phase: Phase, cores: Mapping[str, Ints], architecture: Architecture) -> None:
         self.graph, self.phase, self.cores, self.architecture = graph, phase, dict(cores), architecture
         self.names = [name for name in phase.order if name in cores]
-        self.numbers = {name: numbers(phase.dynamics[name]) for name in self.names if self.kind(name) != "input"}
+        reached = (
+            {s.target for s in phase.synapses} | {d.population for d in phase.drive} | {name for name, each in phase.bias.items() if each}
+        )
+        self.numbers = {
+            name: numbers(phase.dynamics[name]) if name in reached else IDLE for name in self.names if self.kind(name) != "input"
+        }
         self.biases = codec.bias_currents(graph, phase)
         self._edges = [(s, edges(graph, s)) for s in phase.synapses if s.source in cores and s.target in cores]
         self._unit = self._only_unit()

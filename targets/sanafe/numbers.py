@@ -47,6 +47,10 @@ class Numbers:
     leak: float
 
 
+IDLE = Numbers(1 / 32, 0.0, NEVER, 1.0)
+"""Neurons that nothing reaches, as the minus members of couples in the forward phase: they rest at 0, and are charged as resting."""
+
+
 def numbers(dynamics: Dynamics) -> Numbers:
     """The numbers of a population that `problem` finds no fault with."""
     leaks = dynamics.leak != 1

@@ -171,6 +171,8 @@ def test_charges_add_up(random_graph, random_inputs):
         "network": bill.counts["packets"] * core["axon_out"][0]["attributes"]["energy_message_out"],  # one core: no hops
     }
     assert bill.energy_joules == pytest.approx(expected | {"total": sum(expected.values())}, rel=1e-9)
+    reached = sum(np.prod(p.shape) for p in graph.populations if p.kind != "input")  # the minus members rest in the forward phase
+    assert bill.counts["updates"] <= reached * bill.time_steps
     assert bill.seconds_per_sample() > bill.time_steps / 4 * 0.6e-6  # every time step takes at least the barrier
     assert bill.energy_per_sample()["total"] == pytest.approx(bill.energy_joules["total"] / 4)
     back = run.run(error, phase="feedback")
