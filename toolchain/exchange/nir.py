@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import msgspec
 import numpy as np
@@ -60,6 +61,14 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str = ""
     places: dict[str, Place] = {}
     scalars: tuple[str, ...] = ()
+
+
+class Outcome(Protocol):
+    """What `export` returns, exact or approximate."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def to_text(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -130,8 +139,8 @@ def export(
     approximate: bool,
     dataset: str,
     samples: int,
-    data_dir: str | os.PathLike[str] | None,
-) -> Any:
+    data_dir: str | Path | None,
+) -> Outcome:
     """Write `source`, which `model` names, to `path`; with `approximate` for readers of NIR's own nodes, measured on `samples` samples of `dataset`."""
     missing = nir_files.missing()
     if missing is not None:
@@ -181,7 +190,7 @@ def _artefact(source: Source, sheet: Sheet, entry: Entry) -> nir.NIRGraph:
     """The nodes with all else that a .fsnn file holds."""
     assert source.artifact is not None  # the caller asked
     header, tensors = artifact.taken_apart(source.artifact)
-    return _whole(sheet, msgspec.structs.replace(entry, header=header), {name: f"graph/{name}" for name in sheet.places}, tensors)
+    return whole(sheet, msgspec.structs.replace(entry, header=header), {name: f"graph/{name}" for name in sheet.places}, tensors)
 
 
 def _network(model: Model, source: Source, sheet: Sheet, entry: Entry) -> nir.NIRGraph:
@@ -191,8 +200,8 @@ def _network(model: Model, source: Source, sheet: Sheet, entry: Entry) -> nir.NI
     assert source.module is not None  # the caller asked
     about = msgspec.json.encode(_about(model, source.module)).decode()
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in source.module.state_dict().items()}
-    whole = msgspec.structs.replace(entry, header=about, sha256=fingerprint(source.module))
-    return _whole(sheet, whole, {name: name for name in sheet.places}, tensors)
+    signed = msgspec.structs.replace(entry, header=about, sha256=fingerprint(source.module))
+    return whole(sheet, signed, {name: name for name in sheet.places}, tensors)
 
 
 def _about(model: Model, module: FeedbackSNN) -> About:
@@ -208,15 +217,15 @@ def _about(model: Model, module: FeedbackSNN) -> About:
     return About(checkpoint.FORMAT, Config(describe(module), train), 0, None)
 
 
-def _whole(sheet: Sheet, entry: Entry, names: dict[str, str], tensors: dict[str, Array]) -> nir.NIRGraph:
+def whole(sheet: Sheet, entry: Entry, names: dict[str, str], tensors: dict[str, Array]) -> nir.NIRGraph:
     """The graph with its metadata: `tensors` that nodes hold exactly stay there, where `names` says under which name they are wanted, all others go into the metadata."""
     import nir
 
     places = {}
-    for tensor, place in sheet.places.items():
-        wanted = tensors.get(names[tensor])
-        if wanted is not None and (found := _found(place, sheet, wanted)) is not None:
-            places[names[tensor]] = found
+    for tensor, name in names.items():
+        wanted = tensors.get(name)
+        if wanted is not None and (found := _found(sheet.places[tensor], sheet, wanted)) is not None:
+            places[name] = found
     kept = {name: tensor for name, tensor in tensors.items() if name not in places}
     scalars = tuple(sorted(name for name, tensor in kept.items() if tensor.ndim == 0))
     entry = msgspec.structs.replace(entry, places=places, scalars=scalars)
@@ -362,9 +371,8 @@ def import_(
             if output.suffix != ".fsnn":
                 raise UsageError(f"'{path}' holds a compiled artefact: give -o FILE.fsnn, not '{output}'")
             artifact.write(restored, output)
-        whole = restored.graph
-        neurons = sum(int(np.prod(p.shape)) for p in whole.of_kind("couple"))
-        parameters = sum(whole.tensors[name].size for name in whole.tensors)
+        neurons = sum(prod(p.shape) for p in restored.graph.of_kind("couple"))
+        parameters = sum(tensor.size for tensor in restored.graph.tensors.values())
         return _imported(path, entry, output, neurons, parameters)
     about, tensors, module = restored
     if output is not None:

@@ -112,7 +112,7 @@ class Sheet:
 
 def draw(graph: Graph) -> Sheet:
     """The forward phase of `graph` as NIR nodes; DesignRuleError, with every reason, where a node cannot say what a connection does."""
-    return _Writer(graph).sheet()
+    return Writer(graph).sheet()
 
 
 def problems(graph: Graph) -> list[str]:
@@ -132,15 +132,23 @@ def problems(graph: Graph) -> list[str]:
             )
     readout = graph.of_kind("readout")[0].name
     reaching = {name for name in phase.order if readout in _reached(phase, name)}
-    found += [f"population '{name}' leads nowhere, and in NIR all that leads nowhere is an output" for name in phase.order if name not in reaching]
+    found += [
+        f"population '{name}' leads nowhere, and in NIR all that leads nowhere is an output" for name in phase.order if name not in reaching
+    ]
     driven = {drive.population for drive in phase.drive} | {s.target for s in phase.synapses} | {p.name for p in graph.of_kind("input")}
-    found += [f"nothing reaches population '{name}', and in NIR all that nothing reaches is an input" for name in phase.order if name not in driven]
+    found += [
+        f"nothing reaches population '{name}', and in NIR all that nothing reaches is an input"
+        for name in phase.order
+        if name not in driven
+    ]
     order = update_order(phase)
     for name in order:
         sources = [s.source for s in phase.synapses if s.target == name]
         closing = [source for source in sources if order.index(source) >= order.index(name)]
         if len(sources) == len(closing) == 1 and not any(drive.population == name for drive in phase.drive):
-            found.append(f"population '{name}' is reached by one feedback connection only, and readers of NIR's loops find no node to begin with")
+            found.append(
+                f"population '{name}' is reached by one feedback connection only, and readers of NIR's loops find no node to begin with"
+            )
     return found
 
 
@@ -193,7 +201,9 @@ def steps_late(phase: Phase, synapse: Synapse) -> int:
     return ceil((start.get(synapse.source, 0) + synapse.delay - start.get(synapse.target, 0)) / period)
 
 
-class _Writer:
+class Writer:
+    """Draws one graph; `nir_stock` overrides what readers of NIR's own nodes need otherwise."""
+
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.phase = graph.phase("forward")
@@ -209,11 +219,9 @@ class _Writer:
             raise DesignRuleError(f"'{self.graph.provenance.model}' cannot be written as NIR: {'; '.join(found)}")
         (entry,) = self.graph.of_kind("input")
         levels = round(self.graph.scale("forward", entry.name)) if self.graph.integer else 0
-        inputs = self.made.add(
-            entry.name, nir.Input(np.array(entry.shape), metadata=_noted(Note("input", entry.name, events=entry.events)))
-        )
+        inputs = self.made.add(entry.name, nir.Input(np.array(entry.shape), metadata=noted(Note("input", entry.name, events=entry.events))))
         if levels:
-            about = _noted(Note("levels", entry.name, levels=levels))
+            about = noted(Note("levels", entry.name, levels=levels))
             inputs = self.made.add("levels", nir.Scale(np.full(entry.shape, levels, np.float32), metadata=about), inputs)
             self.made.lost.append(f"inputs are whole numbers 0 to {levels}, which the host makes of [0, 1]")
         ends = {entry.name: inputs}
@@ -226,22 +234,32 @@ class _Writer:
             arriving = [self._drive(drive, inputs) for drive in self.phase.drive if drive.population == name]
             same_step = [s for s in self.phase.synapses if s.target == name and steps_late(self.phase, s) == 0]
             arriving += [self._synapse(synapse, ends[synapse.source]) for synapse in same_step]
-            ends[name] = self._population(population)
+            arriving = self.settled(population, arriving)
+            ends[name] = self.population(population)
             for node in arriving:
                 self.made.join(node, ends[name])
             for node in late.pop(name, []):
                 self.made.join(node, ends[name])
             for synapse in self.phase.synapses:
                 if synapse.source == name and steps_late(self.phase, synapse) > 0:
-                    node = self._delayed(synapse, ends[name], loop=synapse.target in ends)
+                    node = self.delayed(synapse, ends[name], loop=synapse.target in ends)
                     if synapse.target in ends:
                         self.made.join(node, ends[synapse.target])
                     else:
                         late.setdefault(synapse.target, []).append(node)
+        self.finish(ends)
+        return self.made
+
+    def settled(self, population: Population, arriving: list[str]) -> list[str]:
+        """The nodes that join a population, of those that its connections within the step end with."""
+        return arriving
+
+    def finish(self, ends: Mapping[str, str]) -> None:
+        import nir
+
         readout = self.graph.of_kind("readout")[0]
         self.made.add("logits", nir.Output(np.array(readout.shape)), ends[readout.name])
         self._keep_biases(ends)
-        return self.made
 
     # connections
 
@@ -251,14 +269,14 @@ class _Writer:
         logits = self.graph.population(synapse.target).kind == "readout"
         return self._chain(synapse.ops, synapse.source, synapse.target, source, bias, logits=logits)
 
-    def _delayed(self, synapse: Synapse, source: str, *, loop: bool) -> str:
+    def delayed(self, synapse: Synapse, source: str, *, loop: bool) -> str:
         import nir
 
         steps = steps_late(self.phase, synapse)
         bias = self._bias_for(synapse.target, 1) if steps == 1 else None
         node = self._chain(synapse.ops, synapse.source, synapse.target, source, bias)
         shape = self.graph.population(synapse.target).shape
-        about = _noted(Note("delay", steps=steps, loop=loop))
+        about = noted(Note("delay", steps=steps, loop=loop))
         return self.made.add("delay", nir.Delay(np.full(shape, steps * DT), metadata=about), node)
 
     def _drive(self, drive: Drive, source: str) -> str:
@@ -277,12 +295,12 @@ class _Writer:
         about = Note(
             "host", drive.population, self.graph.integer, shift=drive.shift, exponent=drive.exponent, starts=() if placed else (0,)
         )
-        metadata = _noted(about)
+        metadata = noted(about)
         shape = self.graph.population(drive.population).shape
         name = self.made.add("host", nir.Scale(np.full(shape, 2.0**-drive.shift), metadata=metadata), node)
         if bias is not None and not placed:
-            metadata["bias0"] = _narrow(bias.values)
-            self.made.places[bias.tensor] = self._place(name, "bias0", bias.tensor)
+            metadata["bias0"] = narrow(bias.values)
+            self.made.places[bias.tensor] = self.place(name, "bias0", bias.tensor)
             self.made.lost.append(
                 f"the bias of '{drive.population}' differs within a channel, which no node says: it is in the metadata of node '{name}'"
             )
@@ -322,15 +340,15 @@ class _Writer:
             if _passes(op) and not exponent:
                 continue
             own = bias if bias is not None and index == last and bias.fits(op, made, end) else None
-            about = _noted(Note("logits")) if logits and own is not None else {}
+            about = noted(Note("logits")) if logits and own is not None else {}
             if isinstance(op, Dense):
                 if len(taken) > 1:
                     node = self.made.add(what, nir.Flatten({"input": np.array(taken)}, 0, -1), node)
-                weight = self._weight(op.weight, exponent)
-                made_node = nir.Linear(weight) if own is None else nir.Affine(weight, _narrow(own.values.reshape(-1)), metadata=about)
+                weight = self.weight(op.weight, exponent)
+                made_node = nir.Linear(weight) if own is None else nir.Affine(weight, narrow(own.values.reshape(-1)), metadata=about)
                 node = self._placed(self.made.add(what, made_node, node), op.weight, exponent, own)
             elif isinstance(op, Conv2d):
-                weight = _ungrouped(self._weight(op.weight, exponent), op.groups)
+                weight = _ungrouped(self.weight(op.weight, exponent), op.groups)
                 values = np.zeros(made[0]) if own is None else own.values.reshape(made[0], -1)[:, 0]
                 conv = nir.Conv2d(
                     input_shape=(taken[1], taken[2]),
@@ -339,7 +357,7 @@ class _Writer:
                     padding=op.padding,
                     dilation=op.dilation,
                     groups=1,
-                    bias=_narrow(values),
+                    bias=narrow(values),
                     metadata=about,
                 )
                 node = self._placed(self.made.add(what, conv, node), op.weight, exponent, own, groups=op.groups)
@@ -347,7 +365,7 @@ class _Writer:
                 kind = nir.SumPool2d if self.graph.integer else nir.AvgPool2d
                 node = self.made.add(what, kind(np.array(op.kernel), np.array(op.stride), np.array(op.padding)), node)
             elif isinstance(op, Scale):
-                node = self._scale(op, taken, what, node, exponent)
+                node = self.scale(op, taken, what, node, exponent)
         if len(shapes[-1]) > len(end):
             node = self.made.add(what, nir.Flatten({"input": np.array(shapes[-1])}, 0, -1), node)
         if node == entered and (source, target) in self.direct:  # NIR has one edge from a node to another
@@ -359,42 +377,42 @@ class _Writer:
     def _placed(self, node: str, weight: str, exponent: int, bias: _Wanted | None, groups: int = 1) -> str:
         """Remember where a weight and the bias beside it lie."""
         form = "groups" if groups > 1 else "same"
-        self.made.places.setdefault(weight, self._place(node, "weight", weight, form=form, exponent=exponent, groups=groups))
+        self.made.places.setdefault(weight, self.place(node, "weight", weight, form=form, exponent=exponent, groups=groups))
         if bias is not None:
             whole = self.graph.tensors[bias.tensor].size == self.made.nodes[node].bias.size
             form = "same" if whole else "spread"
-            self.made.places.setdefault(bias.tensor, self._place(node, "bias", bias.tensor, form=form, exponent=bias.exponent))
+            self.made.places.setdefault(bias.tensor, self.place(node, "bias", bias.tensor, form=form, exponent=bias.exponent))
             self.placed.add(bias.key)
         return node
 
-    def _scale(self, op: Scale, shape: Shape, what: str, node: str, exponent: int) -> str:
+    def scale(self, op: Scale, shape: Shape, what: str, node: str, exponent: int) -> str:
         import nir
 
         if op.weight is None:
-            return self.made.add(what, nir.Scale(_narrow(np.full(shape, op.factor * 2.0**exponent))), node)
+            return self.made.add(what, nir.Scale(narrow(np.full(shape, op.factor * 2.0**exponent))), node)
         if op.factor != 1:
-            node = self.made.add(what, nir.Scale(_narrow(np.full(shape, op.factor))), node)
-        factors = self._weight(op.weight, exponent)
+            node = self.made.add(what, nir.Scale(narrow(np.full(shape, op.factor))), node)
+        factors = self.weight(op.weight, exponent)
         spread = np.broadcast_to(factors.reshape(-1, *[1] * (len(shape) - 1)), shape).copy()
         name = self.made.add(what, nir.Scale(spread), node)
-        self.made.places.setdefault(op.weight, self._place(name, "scale", op.weight, form="channels", exponent=exponent))
+        self.made.places.setdefault(op.weight, self.place(name, "scale", op.weight, form="channels", exponent=exponent))
         return name
 
-    def _weight(self, name: str, exponent: int) -> Array:
-        return _narrow(np.ldexp(self.graph.tensors[name].astype(np.float64), exponent))
+    def weight(self, name: str, exponent: int) -> Array:
+        return narrow(np.ldexp(self.graph.tensors[name].astype(np.float64), exponent))
 
-    def _place(self, node: str, field: str, tensor: str, **how: Any) -> Place:
+    def place(self, node: str, field: str, tensor: str, **how: Any) -> Place:
         values = self.graph.tensors[tensor]
         return Place(node, field, values.dtype.str, values.shape, **how)
 
     # populations
 
-    def _population(self, population: Population) -> str:
+    def population(self, population: Population) -> str:
         import nir
 
         dynamics = self.phase.dynamics[population.name]
         shape, integer = population.shape, self.graph.integer
-        metadata = _noted(
+        metadata = noted(
             Note(population.kind, population.name, integer, dynamics.threshold, dynamics.reset, dynamics.leak, dynamics.members)
         )
         tau = None if dynamics.leak == 1 else DT / (1 - dynamics.leak)
@@ -422,10 +440,10 @@ class _Writer:
             metadata = self.made.nodes[ends[name]].metadata
             note = msgspec.json.decode(metadata[KEY], type=Note)
             if note.kind != "readout":  # whose bias the host adds to the logits
-                metadata |= _noted(msgspec.structs.replace(note, starts=tuple(bias.start for bias in left)))
+                metadata |= noted(msgspec.structs.replace(note, starts=tuple(bias.start for bias in left)))
             for index, bias in enumerate(left):
-                metadata[f"bias{index}"] = _narrow(self._current(name, bias))
-                self.made.places.setdefault(bias.tensor, self._place(ends[name], f"bias{index}", bias.tensor, exponent=bias.exponent))
+                metadata[f"bias{index}"] = narrow(self._current(name, bias))
+                self.made.places.setdefault(bias.tensor, self.place(ends[name], f"bias{index}", bias.tensor, exponent=bias.exponent))
             self.made.lost.append(f"a bias of '{name}' fits no node of its connections: it is in the metadata of node '{ends[name]}'")
 
 
@@ -448,14 +466,14 @@ def _passes(op: Op) -> bool:
     return isinstance(op, Identity) or (isinstance(op, Scale) and op.weight is None and op.factor == 1)
 
 
-def _noted(note: Note) -> dict[str, Any]:
+def noted(note: Note) -> dict[str, Any]:
     return {KEY: msgspec.json.encode(note).decode()}
 
 
-def _narrow(values: Array) -> Array:
+def narrow(values: Array) -> Array:
     """float32 where it holds every value, else float64."""
-    narrow = values.astype(np.float32)
-    return narrow if np.array_equal(narrow.astype(np.float64), values) else np.asarray(values, np.float64)
+    single = values.astype(np.float32)
+    return single if np.array_equal(single.astype(np.float64), values) else np.asarray(values, np.float64)
 
 
 def _ungrouped(weight: Array, groups: int) -> Array:

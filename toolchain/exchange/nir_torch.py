@@ -80,6 +80,24 @@ class SoftReset(nn.Module):
         return potential.sign() * (potential.abs() * keep / DECAY_ONE).floor()  # below 2^36: exact in float64
 
 
+class HardReset(nn.Module):
+    """NIR's own IF and LIF in Euler steps: v = decay v + gain I + rest; a spike where v > threshold, and v = reset there."""
+
+    def __init__(self, decay: Array, gain: Array, rest: Array, threshold: Array, reset: Array) -> None:
+        super().__init__()
+        self.numbers = nn.ParameterList(
+            nn.Parameter(torch.from_numpy(np.array(values, np.float64)), requires_grad=False)
+            for values in (decay, gain, rest, threshold, reset)
+        )
+
+    def forward(self, current: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        decay, gain, rest, threshold, reset = self.numbers
+        potential = torch.zeros_like(current) if state is None else state
+        potential = decay * potential + gain * current + rest
+        fired = potential > threshold
+        return fired.to(potential.dtype), torch.where(fired, reset, potential)
+
+
 class Relay(nn.Module):
     """What arrives, passed on within the step; integers held to 24 bits."""
 
@@ -255,6 +273,21 @@ def node_map() -> dict[type, Callable[[Any], nn.Module]]:
         nir.I: _neurons,
         nir.LI: _neurons,
     }
+
+
+def stock_map(dt: float) -> dict[type, Callable[[Any], nn.Module]]:
+    """NIR's own nodes by NIR's equations, in Euler steps of `dt` seconds; loops are closed a step late, as nirtorch does."""
+    import nir
+
+    def integrate(node: nir_package.IF) -> nn.Module:
+        zeros = np.zeros_like(node.r, np.float64)
+        return HardReset(zeros + 1, dt * node.r, zeros, node.v_threshold, node.v_reset)
+
+    def leak(node: nir_package.LIF) -> nn.Module:
+        share = dt / np.asarray(node.tau, np.float64)
+        return HardReset(1 - share, share * node.r, share * node.v_leak, node.v_threshold, node.v_reset)
+
+    return node_map() | {nir.IF: integrate, nir.LIF: leak}
 
 
 @dataclass(frozen=True)
