@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -56,7 +56,28 @@ class Answers:
     """What a run says: logits (samples, classes), and rates of couples by population, (samples, neurons)."""
 
     logits: npt.NDArray[np.float64]
-    rates: Mapping[str, npt.NDArray[np.float64]]
+    rates: Mapping[str, npt.NDArray[np.floating[Any]]]
+
+    def part(self, rows: slice) -> Answers:
+        return Answers(self.logits[rows], {name: rates[rows] for name, rates in self.rates.items()})
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The float graph in many steps: its `answers`, how many were `right` after each step, and how far rates still moved in the second half of the steps (the mean
+    over neurons and images of the population that moved most)."""
+
+    answers: Answers
+    right: npt.NDArray[np.int64]
+    residual: float
+
+    def enough(self, time_steps: int) -> int | None:
+        """The fewest steps, more than `time_steps`, in which the float graph loses no more than `STILL_LOST` of what these lose; None where more do not help."""
+        lost = int(self.right[-1] - self.right[time_steps - 1])
+        if lost <= 0:
+            return None
+        good = np.flatnonzero(self.right >= self.right[-1] - STILL_LOST * lost) + 1
+        return int(good[good > time_steps].min())
 
 
 def default_samples(graph: Graph, samples: int) -> int:
@@ -81,23 +102,23 @@ def accuracy_budget(
     dataset: str = "these images",
     first: tuple[str, Answers] | None = None,
     logits: Mapping[str, Array] | None = None,
+    settled: Settled | None = None,
 ) -> AccuracyBudget:
     """Where the accuracy of `integers`, made of the folded `floats`, goes on `images` (samples, *input shape) with `labels`.
 
     `first` names the torch row and holds its answers to the same images; `logits` are those of every target that runs the integer graph, by name, which are held against the
-    last state. `dataset` is what a suggestion calibrates on. GraphError where the graphs are given the wrong way round.
+    last state. `dataset` is what a suggestion calibrates on. `settled` is the float graph's equilibrium on the same images where somebody has it already (`settle`).
+    GraphError where the graphs are given the wrong way round.
     """
     board = Switchboard(_forward_only(floats), _forward_only(integers))
     values = codec.check_inputs(integers, images)
     phase = integers.phase("forward")
-    neurons = sum(prod(population.shape) for population in integers.populations)
-    at_once = max(1, AT_ONCE // (neurons * phase.time_steps))
-    settling = None if integers.of_kind("input")[0].events else _Settling(board, settling_steps(integers))
-    run = _Run(board, settling)
-    for start in track(range(0, len(values), at_once), f"budget of {integers.provenance.model}"):
-        rows = slice(start, start + at_once)
-        theirs = None if first is None else Answers(first[1].logits[rows], {name: rates[rows] for name, rates in first[1].rates.items()})
-        run.see(values[rows], np.asarray(labels)[rows], theirs)
+    if settled is None and not integers.of_kind("input")[0].events:
+        settled = _settled(board, values, np.asarray(labels))
+    run = _Run(board)
+    for rows in track(_pieces(integers, len(values), phase.time_steps), f"budget of {integers.provenance.model}"):
+        theirs = None if first is None else first[1].part(rows)
+        run.see(values[rows], np.asarray(labels)[rows], None if settled is None else settled.answers.part(rows), theirs)
     rows_found = [row for row in map(run.row, (STEPS, *SWITCHES)) if not (row.cumulative.nothing and row.alone.nothing)]
     total = run.total.change()
     worst, cause = _worst(total, rows_found)
@@ -107,7 +128,9 @@ def accuracy_budget(
         dataset=dataset,
         samples=len(values),
         time_steps=phase.time_steps,
-        baseline=Baseline(run.total.before, phase.time_steps, None) if settling is None else settling.baseline(run.total.before),
+        baseline=Baseline(run.total.before, phase.time_steps, None)
+        if settled is None
+        else Baseline(run.total.before, len(settled.right), settled.residual),
         rows=tuple(rows_found),
         none=tuple(name for name in (STEPS, *SWITCHES) if name not in {row.name for row in rows_found}),
         total=total,
@@ -118,8 +141,30 @@ def accuracy_budget(
         ),
         worst_population=worst,
         worst_cause=cause,
-        advice=_advice(rows_found, total, integers, settling, dataset, run.saturations),
+        advice=_advice(rows_found, total, integers, settled, dataset, run.saturations),
     )
+
+
+def settle(floats: Graph, integers: Graph, images: Array, labels: Array) -> Settled:
+    """The equilibrium that budgets of `floats` start from, for several integer graphs of it: any one of them gives the units to run in."""
+    board = Switchboard(_forward_only(floats), _forward_only(integers))
+    return _settled(board, codec.check_inputs(integers, images), np.asarray(labels))
+
+
+def _settled(board: Switchboard, values: Array, labels: Array) -> Settled:
+    watched = _Settling(board)
+    pieces = _pieces(board.integers, len(values), board.integers.phase("forward").time_steps)
+    found = [watched.run(values[rows], labels[rows]) for rows in track(pieces, f"equilibrium of {board.integers.provenance.model}")]
+    rates = {name: np.concatenate([part.rates[name] for part in found]) for name in found[0].rates}
+    answers = Answers(np.concatenate([part.logits for part in found]), rates)
+    return Settled(answers, watched.right, max(watched.moved.values()) / len(values))
+
+
+def _pieces(graph: Graph, samples: int, time_steps: int) -> list[slice]:
+    """Which samples run together."""
+    neurons = sum(prod(population.shape) for population in graph.populations)
+    at_once = max(1, AT_ONCE // (neurons * time_steps))
+    return [slice(start, start + at_once) for start in range(0, samples, at_once)]
 
 
 def _forward_only(graph: Graph) -> Graph:
@@ -135,7 +180,7 @@ def _worst(total: Change, rows: Sequence[Factor]) -> tuple[str | None, str | Non
 
 
 def _advice(
-    rows: Sequence[Factor], total: Change, integers: Graph, settling: _Settling | None, dataset: str, saturations: Mapping[str, int]
+    rows: Sequence[Factor], total: Change, integers: Graph, settled: Settled | None, dataset: str, saturations: Mapping[str, int]
 ) -> Advice:
     worst = largest(rows)
     if worst is None:
@@ -143,7 +188,7 @@ def _advice(
     if total.drop <= 0 or worst.cumulative.drop <= 0:
         most = max(rows, key=lambda row: row.cumulative.changed)
         return nothing(f"nothing, no accuracy is lost on these images ({most.name} changes most answers: {most.cumulative.changed:,})")
-    enough = None if settling is None else settling.enough(integers.phase("forward").time_steps)
+    enough = None if settled is None else settled.enough(integers.phase("forward").time_steps)
     found = advice(worst.name, integers, enough=enough, dataset=dataset, saturations=saturations)
     if worst.cumulative.low > 0:
         return found
@@ -201,8 +246,8 @@ class _Tally:
 class _Run:
     """All states of a piece of the images, and the tallies between them."""
 
-    def __init__(self, board: Switchboard, settling: _Settling | None) -> None:
-        self._board, self._settling = board, settling
+    def __init__(self, board: Switchboard) -> None:
+        self._board = board
         self._cumulative = {name: _Tally() for name in (STEPS, *SWITCHES)}
         self._alone = {name: _Tally() for name in (STEPS, *SWITCHES)}
         self.total, self.arithmetic = _Tally(), _Tally()
@@ -210,12 +255,12 @@ class _Run:
         self.compared = self.differing = 0
         self.saturations: dict[str, int] = {}
 
-    def see(self, values: Array, labels: Array, first: Answers | None) -> None:
-        """Run a piece of the images through every state; `first` is what the torch row says of it."""
+    def see(self, values: Array, labels: Array, settled: Answers | None, first: Answers | None) -> None:
+        """Run a piece of the images through every state but the equilibrium; `first` is what the torch row says of it."""
         states = _States(self._board, values)
         self._close(states, values)
         own = states.answers(())
-        start = own if self._settling is None else self._settling.run(values, labels)
+        start = own if settled is None else settled
         self._cumulative[STEPS].see(start, own, labels)
         self._alone[STEPS].see(start, own, labels)
         if first is not None:
@@ -289,17 +334,15 @@ class _States:
 
 
 class _Settling:
-    """The float graph in many steps: what it says after each of them, and how far its rates still move in the second half."""
+    """Watches the float graph in many steps, a piece of the images at a time."""
 
-    def __init__(self, board: Switchboard, steps: int) -> None:
-        self._board, self.steps = board, steps
-        graph = board.graph(())
-        self._graph = graph.in_steps({"forward": steps})
-        self._readout = graph.of_kind("readout")[0].name
-        self._couples = [population.name for population in graph.of_kind("couple")]
-        self._right = np.zeros(steps, np.int64)
-        self._moved = dict.fromkeys(self._couples, 0.0)
-        self._samples = 0
+    def __init__(self, board: Switchboard) -> None:
+        self._board, self.steps = board, settling_steps(board.integers)
+        self._graph = board.graph(()).in_steps({"forward": self.steps})
+        self._readout = self._graph.of_kind("readout")[0].name
+        self._couples = [population.name for population in self._graph.of_kind("couple")]
+        self.right = np.zeros(self.steps, np.int64)
+        self.moved = dict.fromkeys(self._couples, 0.0)
 
     def run(self, values: Array, labels: Array) -> Answers:
         phase, done = self._graph.phase("forward"), dict.fromkeys((self._readout, *self._couples), 0)
@@ -316,7 +359,7 @@ class _Settling:
                 scores = potential.numpy() / (fixed.leak_sum(leak, done[name]) * self._graph.scale("forward", name))
                 for bias in phase.bias.get(name, ()):
                     scores = scores + self._graph.tensors[bias.tensor]
-                self._right[done[name] - 1] += int((scores.argmax(axis=1) == labels).sum())
+                self.right[done[name] - 1] += int((scores.argmax(axis=1) == labels).sum())
             elif done[name] <= half:
                 traces[name] = spikes.clone() if name not in traces else traces[name] * leak + spikes
                 if done[name] == half:
@@ -324,20 +367,8 @@ class _Settling:
 
         found = _answers(self._graph, self._board.forward((), values, time_steps=self.steps, watch=watch))
         for name in self._couples:
-            self._moved[name] += float(np.abs(found.rates[name].reshape(len(values), -1) - halfway[name]).mean(axis=1).sum())
-        self._samples += len(values)
-        return found
-
-    def baseline(self, accuracy: float) -> Baseline:
-        return Baseline(accuracy, self.steps, max(self._moved.values()) / self._samples)
-
-    def enough(self, time_steps: int) -> int | None:
-        """The fewest steps, more than `time_steps`, in which the float graph loses no more than `STILL_LOST` of what these lose; None where more do not help."""
-        lost = int(self._right[-1] - self._right[time_steps - 1])
-        if lost <= 0:
-            return None
-        good = np.flatnonzero(self._right >= self._right[-1] - STILL_LOST * lost) + 1
-        return int(good[good > time_steps].min())
+            self.moved[name] += float(np.abs(found.rates[name].reshape(len(values), -1) - halfway[name]).mean(axis=1).sum())
+        return Answers(found.logits, {name: rates.astype(np.float32) for name, rates in found.rates.items()})
 
 
 def _answers(graph: Graph, result: Result) -> Answers:
