@@ -39,7 +39,7 @@ class Neuron:
 
     @property
     def shown(self) -> str:
-        return f"[{','.join(map(str, self.place))}] {self.difference:.4f}"
+        return f"[{','.join(map(str, self.place))}] {self.difference:.2g}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from toolchain.report.pictures import Picture
 
 if TYPE_CHECKING:
     from toolchain.analysis.fidelity import Closeness, Fidelity
-    from toolchain.analysis.populations import Gap, PopulationError, Populations
+    from toolchain.analysis.populations import Gap, Populations
     from toolchain.analysis.settling import Curve, Settling
     from toolchain.comparison import Comparison
 
@@ -27,7 +27,7 @@ def populations(page: Page, comparison: Comparison) -> str:
     if found is None:
         return ""
     phases = list(dict.fromkeys(row.phase for row in found.rows))
-    sentences = "".join(f"<li><b>{escape(name)}</b>: {escape(found.sentence(name))}.</li>\n" for name in phases)
+    sentences = [f"<p><b>{escape(name)}</b>: {escape(found.sentence(name))}.</p>" for name in phases]
     drawn = [_error_picture(found, name) for name in phases]
     return "\n".join(
         [
@@ -36,9 +36,10 @@ def populations(page: Page, comparison: Comparison) -> str:
                 f"<p>The float graph and the integer graph side by side on {found.samples:,} samples. Single: one population by itself in integers, fed with the float graph's "
                 "spikes at every step, its own loops included, so that what it errs is made there. Entire: the integer graph as it runs, where errors add up.</p>"
             ),
-            f"<ul>\n{sentences}</ul>",
+            *sentences,
             page.panels(drawn),
             _population_table(found),
+            _neuron_table(found),
             "</section>",
         ]
     )
@@ -50,8 +51,8 @@ def settling(page: Page, comparison: Comparison) -> str:
     if found is None:
         return ""
     phases = list(dict.fromkeys(curve.phase for curve in found.curves))
-    sentences = "".join(f"<li><b>{escape(name)}</b>: {escape(found.sentence(name) or '')}.</li>\n" for name in phases)
-    drawn = [picture for name in phases for picture in _settling_pictures(found, name)]
+    sentences = [f"<p><b>{escape(name)}</b>: {escape(found.sentence(name) or '')}.</p>" for name in phases]
+    drawn = [page.panels(_settling_pictures(found, name)) for name in phases]
     return "\n".join(
         [
             "<section>\n<h2>When rates settle</h2>",
@@ -60,8 +61,8 @@ def settling(page: Page, comparison: Comparison) -> str:
                 "with its own. What is left falls as 1/t, the share of a whole spike; with a leak it stays at what the last potentials hold. Feedback rates have no size of "
                 "their own, so theirs is relative, and beta is compared with the linear equation solved without spikes.</p>"
             ),
-            f"<ul>\n{sentences}</ul>",
-            page.panels(drawn),
+            *sentences,
+            *drawn,
             _settling_table(found),
             "</section>",
         ]
@@ -74,7 +75,7 @@ def fidelity(page: Page, comparison: Comparison) -> str:
     if found is None:
         return ""
     against = (
-        "Two yardsticks: SPIDE in floats (target torch on a CPU), which says what the target adds; and the exact implicit gradient, solved without spikes in float64, "
+        "Two yardsticks: SPIDE in floats (target torch on a CPU), which says what the target adds; and the exact implicit gradient, solved without spikes, "
         "which says what finite time, spikes and masks cost all of them."
     )
     ran = ", ".join(f"{target} on {device}" for target, device in found.devices.items())
@@ -114,15 +115,18 @@ def _error_picture(found: Populations, phase: str) -> Picture:
 
 
 def _population_table(found: Populations) -> str:
-    head = ["population", "phase", "mean |rate|"]
-    head += [
-        f"{which}<br>{what}"
-        for which in ("single", "entire")
-        for what in ("|difference|", "relative %", "off by &gt; 1 spike %", "potential %")
-    ]
-    head += ["worst neurons<br>(single)"]
+    head = ["population", "phase", "single<br>relative %", "entire<br>relative %", "mean |rate|"]
+    head += [f"{which}<br>{what}" for which in ("single", "entire") for what in ("|difference|", "off by &gt; 1 spike %", "potential %")]
     cells = [
-        [escape(row.population), escape(row.phase), f"{row.mean:.4f}", *_gap_cells(row.single), *_gap_cells(row.entire), _worst(row)]
+        [
+            escape(row.population),
+            escape(row.phase),
+            f"{100 * row.single.relative:.2f}",
+            f"{100 * row.entire.relative:.2f}",
+            f"{row.mean:.4f}",
+            *_gap_cells(row.single),
+            *_gap_cells(row.entire),
+        ]
         for row in found.rows
     ]
     caption = (
@@ -134,11 +138,23 @@ def _population_table(found: Populations) -> str:
 
 def _gap_cells(gap: Gap) -> list[str]:
     off = "" if gap.off is None else f"{100 * gap.off:.2f}"
-    return [f"{gap.difference:.2g}", f"{100 * gap.relative:.2f}", off, f"{100 * gap.potential:.2f}"]
+    return [f"{gap.difference:.2g}", off, f"{100 * gap.potential:.2f}"]
 
 
-def _worst(row: PopulationError) -> str:
-    return escape(", ".join(neuron.shown for neuron in row.single.worst[:NAMED]))
+def _neuron_table(found: Populations) -> str:
+    """Which neurons err most; empty where none does."""
+    cells = [
+        [escape(row.population), escape(row.phase), *(_named(gap) for gap in (row.single, row.entire))]
+        for row in found.rows
+        if row.single.worst or row.entire.worst
+    ]
+    if not cells:
+        return ""
+    return table(["population", "phase", "single", "entire"], cells, "The neurons that err most, by place, with their mean |difference|.")
+
+
+def _named(gap: Gap) -> str:
+    return escape(", ".join(neuron.shown for neuron in gap.worst[:NAMED]))
 
 
 def _settling_pictures(found: Settling, phase: str) -> list[Picture]:
@@ -176,17 +192,17 @@ def _ends(curves: Sequence[Curve]) -> str:
 
 
 def _settling_table(found: Settling) -> str:
-    head = ["phase", "graph", "steps now", "residual now", "within 1/T at", "within tolerance at", "answers settle at", "suggested"]
+    head = ["phase", "graph", "suggested", "steps now", "residual now", "within 1/T at", "within tolerance at", "answers settle at"]
     cells = [
         [
             escape(curve.phase),
             escape(curve.graph),
+            f"<b>{_number(curve.suggested)}</b>",
             str(curve.time_steps),
             f"{curve.at(curve.time_steps, curve.judged):.4f}",
             _number(curve.steps_to(1 / curve.time_steps)) if curve.phase == "forward" else "",
             f"{_number(curve.steps_to(curve.tolerance))} ({curve.tolerance:g})",
             _number(curve.answered),
-            f"<b>{_number(curve.suggested)}</b>",
         ]
         for curve in found.curves
     ]
