@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types docs sanitize endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-learning bench-netx
+.PHONY: help demo test test-core lint types docs sanitize endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -61,6 +61,9 @@ bench-saf: $(VENV)/ready  ## forward multiply-adds, time and memory of SAF-E and
 
 bench-quantization: $(VENV)/ready  ## every trained network's accuracy in floats and at 8 to 2 weight bits, answer by answer
 	$(VENV)/bin/python benchmarks/quantization.py
+
+bench-budget: $(VENV)/ready  ## where accuracy goes, from the float equilibrium to 8, 4 and 3 weight bits, factor by factor with intervals
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/budget.py
 
 bench-learning: $(VENV)/ready  ## learning on Lava processes, floats and 8 bits, beside the readout alone and PyTorch SPIDE; out/learning.png
 	$(VENV)/bin/python benchmarks/learning.py --picture out/learning.png

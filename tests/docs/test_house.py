@@ -82,6 +82,7 @@ def test_make_without_a_goal_lists_every_goal():
         "bench-gradient",
         "bench-saf",
         "bench-quantization",
+        "bench-budget",
         "bench-learning",
         "bench-netx",
     ]
