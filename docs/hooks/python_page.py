@@ -36,7 +36,7 @@ MORE = {
 }
 """Beside the functions of `toolchain`: what a script needs, section by section."""
 
-LISTED = re.compile(r"^(\w+(?:(?:, | and )\w+)*)(?: {2,}| (?=\())(?=\S)(.*)$")
+LISTED = re.compile(r"^`?(\w+(?:(?:, | and )\w+)*)`? {2,}(\S.*)$")
 """A docstring's line `name   what it is`."""
 
 
@@ -82,7 +82,8 @@ def _signature(shown: str, function: Any) -> str:
             written.append("*")
             starred = True
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
-        written.append(f"{parameter.name}{_typed(parameter.annotation, ': ')}{default}")
+        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        written.append(f"{stars}{parameter.name}{_typed(parameter.annotation, ': ')}{default}")
     end = _typed(signature.return_annotation, " -> ")
     line = f"{shown}({', '.join(written)}){end}"
     return line if len(line) <= 80 else f"{shown}(\n" + "".join(f"    {part},\n" for part in written) + f"){end}"
