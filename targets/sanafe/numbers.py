@@ -33,6 +33,9 @@ NEVER = 2.0**40
 LARGEST_SUM = 2**29
 """The cut goes through a 32-bit integer of 64 v = 2 u."""
 
+COARSE = 64
+"""Leaks that are multiples of 1/64 are exact up to thresholds of 2^18."""
+
 INPUT_THRESHOLD = 0.5
 """Input neurons fire on a bias of 1, and start from 0 again."""
 
@@ -75,8 +78,8 @@ def problem(name: str, dynamics: Dynamics) -> str | None:
         )
     if not _survives(int(dynamics.reset), dynamics.leak):
         return (
-            f"{where} with threshold {dynamics.threshold}: SANA-FE reads thresholds in single precision, too coarse for an exact leak of so large a one; compile "
-            "with fewer weight bits (--weight-bits 7), which makes it smaller, or run another target"
+            f"{where} with threshold {dynamics.threshold}: SANA-FE reads thresholds in single precision, too coarse for so fine a leak to be exact; train with leak "
+            f"{round(dynamics.leak * COARSE) / COARSE:g} (a multiple of 1/{COARSE}), or run another target"
         )
     return None
 
