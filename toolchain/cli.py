@@ -484,6 +484,7 @@ def learn(
 @app.command(
     epilog=_examples(
         "export mnist-fc --format nir -o mnist-fc.nir",
+        "export mnist-fc --format onnx -o mnist-fc.onnx",
         "export digits-fc --format nir --approximate --dataset digits -o digits.nir",
         "export mnist-fc --format netx --approximate -o mnist-fc.net",
     )
@@ -526,6 +527,7 @@ def export(
     epilog=_examples(
         "import mnist-fc.nir -o mnist-fc.fsnn",
         "import snntorch.nir --time-steps 25 --reset subtract-delayed -o runs/imported",
+        "import relu.onnx --calibrate fashion-mnist --dataset fashion-mnist --feedback -o runs/imported",
         "import x.nir --json",
     ),
 )
@@ -549,13 +551,37 @@ def import_(
     dt: Annotated[
         float, typer.Option(metavar="SECONDS", help="NIR of others: how long a time step is in the file's time constants.")
     ] = 1e-4,
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="ONNX: add a feedback connection with weights of 0, for training to start from.")
+    ] = False,
+    normalize: Annotated[
+        str | None, typer.Option(metavar="MEAN/STD", help="ONNX: what images go through before the file, as 0.1307/0.3081.")
+    ] = None,
+    calibrate: Annotated[str | None, typer.Option(metavar="D", help="ONNX: a data set whose training samples scale firing rates.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="D", help="ONNX: a data set on which the file and the network are measured.")
+    ] = None,
+    samples: Samples = None,
+    data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
     """Read a network from another library's file.
 
-    A file that export wrote gives back the same network, to the last bit; other files a network to compile, deploy or train, with a warning for all that may differ.
+    A NIR file that export wrote gives back the same network, to the last bit; NIR files of others a network to compile, deploy or train, with a warning for all that may
+    differ. A plain ReLU network in an ONNX file becomes a spiking one whose firing rates stand for its activations.
     """
-    outcome = toolchain.import_(path, format=format, output=output, time_steps=time_steps, **_options(context, reset=reset, dt=dt))
+    options = _options(
+        context,
+        reset=reset,
+        dt=dt,
+        feedback=feedback,
+        normalize=normalize,
+        calibrate=calibrate,
+        dataset=dataset,
+        samples=samples,
+        data_dir=data_dir,
+    )
+    outcome = toolchain.import_(path, format=format, output=output, time_steps=time_steps, **options)
     _print(outcome, json)
 
 

@@ -25,6 +25,9 @@ FORMATS = ("netx", "nir", "onnx")
 READ = ("nir", "onnx")
 """Formats that `import_` reads; a file's ending says which, where nobody does."""
 
+OPTIONS = {"nir": ("reset", "dt"), "onnx": ("feedback", "normalize", "calibrate", "dataset", "samples", "data_dir")}
+"""Options of `import_` that belong to one format."""
+
 CALIBRATION = 64
 """Training samples that set thresholds, where they are to."""
 
@@ -141,7 +144,8 @@ def import_(
 
     `format` is nir or onnx, by default what the file's ending says. `output` is what to write: a run folder, which compile, deploy and train take, or for a file made from an
     artefact FILE.fsnn; without it the file is only read and described. `time_steps` is how long the network runs, where the file does not say. `options` are those of one
-    format: of nir `reset` and `dt` (`toolchain.exchange.nir.import_`).
+    format: of nir `reset` and `dt` (`toolchain.exchange.nir.import_`), of onnx `feedback`, `normalize`, `calibrate`, `dataset`, `samples` and `data_dir`
+    (`toolchain.exchange.onnx_import.import_`).
     """
     file = Path(path)
     named = file.suffix.removeprefix(".") if format is None else format
@@ -156,11 +160,16 @@ def import_(
     target = None if output is None else Path(output)
     if target is not None and target.resolve() == file.resolve():
         raise UsageError(f"'{target}' is the file that is read: write the network to another place")
+    strange = [f"--{name.replace('_', '-')}" for name in options if name not in OPTIONS[named]]
+    if strange:
+        raise UsageError(f"{' and '.join(strange)} would not be used for {named} files: leave {'it' if len(strange) == 1 else 'them'} out")
     if named == "nir":
         from toolchain.exchange import nir
 
         return nir.import_(file, target, time_steps=time_steps, **options)
-    raise UsageError("import of onnx is not part of this version of the toolchain: choose nir")
+    from toolchain.exchange import onnx_import
+
+    return onnx_import.import_(file, target, time_steps=time_steps, **options)
 
 
 def _export_netx(

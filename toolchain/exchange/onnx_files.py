@@ -1,0 +1,138 @@
+"""ONNX files of others, read with care: one file, nothing beside it, and no array larger than the bytes that are there for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolchain.errors import ArtifactError
+from toolchain.ir import Array
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+LARGEST_FILE = 2**31
+"""Protocol buffers end there."""
+
+MOST_NODES = 100_000
+"""More than any network of neurons, fewer than a hostile file can hold."""
+
+
+def read(path: Path) -> ModelProto:
+    """The model in `path`; ArtifactError, in one sentence, where it is too large, damaged, not valid ONNX, or keeps weights in other files."""
+    import onnx
+
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise ArtifactError(f"'{path}' has {size:,} bytes and an ONNX file ends at 2 GiB: it is another kind of file")
+        model: ModelProto = onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"'{path}' cannot be read ({error.strerror}): check the path") from None
+    except ArtifactError:
+        raise
+    except Exception:  # protocol buffers' own errors
+        raise ArtifactError(f"'{path}' is damaged or no ONNX file: export it again") from None
+    nodes = sum(len(graph.node) for graph in _graphs(model.graph))
+    if not nodes:
+        raise ArtifactError(f"'{path}' holds no nodes: it is damaged or no ONNX file, export it again")
+    if nodes > MOST_NODES:
+        raise ArtifactError(f"'{path}' has {nodes:,} nodes, more than {MOST_NODES:,}: it is no network of neurons")
+    for tensor in _tensors(model.graph):
+        _check_tensor(tensor, path)
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # its errors have no class of their own in common
+        said = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"'{path}' is not valid ONNX ({said}): export it again") from None
+    return model
+
+
+def array(tensor: TensorProto, path: Path) -> Array:
+    """The values of a tensor that `read` has passed."""
+    from onnx import numpy_helper
+
+    try:
+        return np.asarray(numpy_helper.to_array(tensor))
+    except Exception as error:  # as above
+        said = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"'{path}': tensor '{tensor.name}' cannot be read ({said}): export the file again") from None
+
+
+def attributes(node: NodeProto, path: Path) -> dict[str, Any]:
+    """A node's attributes by name: numbers, lists, text, arrays."""
+    from onnx import TensorProto, helper
+
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        value = value.decode(errors="replace") if isinstance(value, bytes) else value
+        found[attribute.name] = array(value, path) if isinstance(value, TensorProto) else value
+    return found
+
+
+def initializers(graph: GraphProto, path: Path) -> Mapping[str, Array]:
+    """The graph's constants by name."""
+    return {tensor.name: array(tensor, path) for tensor in graph.initializer}
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph, and those inside its nodes (protocol buffers nest no deeper than 100)."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
+                yield from _graphs(inner)
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every array the file holds."""
+    for inner in _graphs(graph):
+        yield from inner.initializer
+        for sparse in inner.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in inner.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors) if attribute.HasField("t") or attribute.tensors else ()
+
+
+def _check_tensor(tensor: TensorProto, path: Path) -> None:
+    """Its shape and its bytes agree, before anything is made of them."""
+    from onnx import TensorProto, helper
+
+    where = f"'{path}': tensor '{tensor.name}'"
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise ArtifactError(
+            f"{where} lies in another file, and only what is in the file itself is read: export it in one file (torch.onnx.export(..., external_data=False))"
+        )
+    if any(size < 0 for size in tensor.dims):
+        raise ArtifactError(f"{where} has the shape {list(tensor.dims)}: export the file again")
+    if tensor.data_type == TensorProto.STRING or not tensor.HasField("raw_data"):
+        return _check_listed(tensor, where)
+    try:
+        item = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    except (KeyError, TypeError, ValueError):
+        raise ArtifactError(f"{where} is of an unknown type: export the file again") from None
+    if tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.INT32):
+        wanted = prod(tensor.dims) * item
+        if wanted != len(tensor.raw_data):
+            raise ArtifactError(
+                f"{where} of shape {list(tensor.dims)} needs {wanted:,} bytes and has {len(tensor.raw_data):,}: export the file again"
+            )
+    elif prod(tensor.dims) > 16 * max(1, len(tensor.raw_data)):
+        raise ArtifactError(f"{where} of shape {list(tensor.dims)} has only {len(tensor.raw_data):,} bytes: export the file again")
+    return None
+
+
+def _check_listed(tensor: TensorProto, where: str) -> None:
+    """Values that are written one by one: as many as the shape says (complex ones are two)."""
+    given = max(
+        len(values)
+        for values in (tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data, tensor.string_data)
+    )
+    if prod(tensor.dims) > 16 * max(1, given) or (given == 0 and prod(tensor.dims)):
+        raise ArtifactError(f"{where} of shape {list(tensor.dims)} has {given:,} values: export the file again")
