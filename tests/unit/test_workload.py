@@ -121,6 +121,12 @@ def test_a_phase_without_connections_counts_its_spikes(recurrent):
     assert (found.spikes, found.effective_acs, found.dense, found.synaptic_operations) == (6, 0, 0, 0)
 
 
+def test_in_a_single_step_nothing_comes_round_a_loop(recurrent):
+    found = counted(recurrent.in_steps({"forward": 1}), np.array([[1.0, 0.0]])).connections[1]
+    assert (found.applied, found.acs, found.dense) == (0, 0, 0)
+    assert (found.sent, found.met) == (1, 2)
+
+
 def test_a_grey_pixel_makes_products(recurrent):
     units = msgspec.structs.replace(
         recurrent.units, scale={**recurrent.units.scale, "forward": dict(recurrent.units.scale["forward"], input=2.0)}

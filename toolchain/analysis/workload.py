@@ -346,7 +346,7 @@ class _Carrier:
 
     def _meet(self, values: Array, times: int) -> None:
         """Effective products of `values` (batch, *source), of any time steps and samples, each sent so many `times`."""
-        for number, stage in enumerate(self._stages):
+        for number, stage in enumerate(self._stages if len(values) else ()):
             taken = values
             if stage.before:
                 taken = fixed.apply(stage.before, self._graph.tensors, values, stage.takes, integer=self._graph.integer)
