@@ -95,6 +95,16 @@ class Comparison:
         return [f"{', '.join(targets)}: {sentence}" for sentence, targets in found.items()]
 
     @property
+    def summary(self) -> tuple[str, ...]:
+        """The five lines of the accuracy budget; none without one."""
+        return self.budget.summary(self._made) if isinstance(self.budget, AccuracyBudget) else ()
+
+    @property
+    def _made(self) -> str | None:
+        """In which population integers err by themselves, in words."""
+        return None if self.inside is None or self.inside.populations is None else self.inside.populations.sentence()
+
+    @property
     def passed(self) -> bool:
         return self.max_drop is None or 100 * self.drop <= self.max_drop + 1e-9
 
@@ -109,7 +119,7 @@ class Comparison:
             "versions": self.rows[0].deployment.versions,
             "report": None if self.report is None else str(self.report),
             "rows": [row.to_json() for row in self.rows],
-            "budget": self.budget.to_json() if isinstance(self.budget, AccuracyBudget) else None,
+            "budget": self.budget.to_json() | {"summary": list(self.summary)} if isinstance(self.budget, AccuracyBudget) else None,
             **({"populations": None, "settling": None} if self.inside is None else self.inside.to_json()),
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
         }
@@ -135,7 +145,7 @@ class Comparison:
         for part in (self.fidelity, self.inside):
             lines += [] if part is None else ["", part.to_text()]
         if self.budget is not None:
-            lines += ["", f"no accuracy budget: {self.budget}" if isinstance(self.budget, str) else self.budget.to_text()]
+            lines += ["", f"no accuracy budget: {self.budget}" if isinstance(self.budget, str) else self.budget.to_text(self._made)]
         for row in self.rows:
             if row.deployment.ran_on != row.deployment.target:
                 lines.append(f"note: target '{row.deployment.target}' is missing here; its row ran on '{row.deployment.ran_on}'")

@@ -69,11 +69,14 @@ def test_the_closing_check_holds_every_target_to_the_last_state(compared):
 
 
 def test_five_lines_name_the_drop_the_factors_the_population_the_check_and_what_to_try(compared):
-    lines = compared.budget.summary()
+    lines = compared.summary
     assert [line.split(":")[0] for line in lines] == ["accuracy", "by factor", "worst population", "check", "try"]
     assert "n = 150 of digits" in lines[0]
-    assert "hidden1" in lines[2]
-    assert "\n".join(lines) in compared.to_text()
+    assert lines[2].startswith("worst population: hidden1, mean |rate difference|")  # time steps cost most, in which integers have no part
+    coarse = replace(compared, budget=replace(compared.budget, rows=compared.budget.rows[1:]))
+    assert "worst population: 'readout' (single error" in coarse.summary[2]
+    assert "rates moved most in hidden1" in coarse.summary[2]
+    assert "\n".join(compared.summary) in compared.to_text()
     assert all("\n" not in line for line in lines)
 
 

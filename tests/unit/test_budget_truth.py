@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from toolchain import data, models
-from toolchain.analysis.accuracy import STEPS, accuracy_budget
+from toolchain.analysis.accuracy import accuracy_budget
+from toolchain.analysis.factors import STEPS
 from toolchain.compiler import lowered
 from toolchain.ir import (
     Bias,

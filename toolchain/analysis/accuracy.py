@@ -18,7 +18,7 @@ import numpy.typing as npt
 from toolchain import codec, fixed
 from toolchain.analysis.advice import Advice, advice, nothing
 from toolchain.analysis.drops import AccuracyBudget, Baseline, Change, Closing, Factor, largest
-from toolchain.analysis.factors import MEANINGS, SWITCHES, Switchboard, differences
+from toolchain.analysis.factors import MEANINGS, STEPS, SWITCHES, Switchboard, differences
 from toolchain.analysis.intervals import paired_interval
 from toolchain.ir import Array, Graph
 from toolchain.notation import step_products
@@ -27,9 +27,6 @@ from toolchain.target import Result, get
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-STEPS = "time steps"
-"""The first factor: from the equilibrium to the target's number of steps. It is no switch of one run but another number of steps."""
 
 EQUILIBRIUM_STEPS = 256
 """In so many steps the float graph counts as settled, or in `LONGER` times the target's where that is more: rates are then known to 1/256."""

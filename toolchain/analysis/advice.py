@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolchain.analysis.factors import STEPS
 from toolchain.ir import Graph
 from toolchain.limits import LOIHI2
 from toolchain.passes.grids import the_weight
@@ -53,7 +54,7 @@ def _options(factor: str, graph: Graph, enough: int | None, dataset: str, satura
     calibrated = graph.provenance.calibration is not None
     hosted = any(drive.source == "input" for drive in forward.drive)
     bits, most = weight_bits(graph), LOIHI2.weight_bits.value
-    if factor == "time steps":
+    if factor == STEPS:
         if enough is None:
             return (), "more time steps do not bring it back: train the network in as few as it has here"
         return ("--time-steps", str(enough)), f"{forward.time_steps} are too few to settle"

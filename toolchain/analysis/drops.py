@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolchain.analysis.advice import Advice
+from toolchain.analysis.factors import STEPS
 from toolchain.notation import table
 
 
@@ -148,8 +149,8 @@ class AccuracyBudget:
             "summary": list(self.summary()),
         }
 
-    def to_text(self) -> str:
-        """The table, and behind it the summary of five lines."""
+    def to_text(self, made: str | None = None) -> str:
+        """The table, and behind it the summary of five lines; `made` as in `summary`."""
         head = [
             "where accuracy goes",
             "accuracy %",
@@ -170,11 +171,15 @@ class AccuracyBudget:
         if self.arithmetic is not None and not self.arithmetic.nothing:
             name = f"beside it: float32 of {self.first}"
             rows.append(_change_cells(name, None, self.arithmetic, "", ""))
-        return "\n".join([*table(head, rows), "", *self.summary()])
+        return "\n".join([*table(head, rows), "", *self.summary(made)])
 
-    def summary(self) -> tuple[str, str, str, str, str]:
-        """Five lines: the drop, the factors, the worst population, whether the check closed, what to try."""
-        return self._drop_line(), self._factors_line(), self._population_line(), self._check_line(), f"try: {self.advice.sentence}"
+    def summary(self, made: str | None = None) -> tuple[str, str, str, str, str]:
+        """Five lines: the drop, the factors, the worst population, whether the check closed, what to try.
+
+        `made` says in which population integers err by themselves (`populations.Populations.sentence`). It is the worst one unless time steps cost most, in which integers
+        have no part; without it, and then, the worst is the population whose rates moved most.
+        """
+        return self._drop_line(), self._factors_line(), self._population_line(made), self._check_line(), f"try: {self.advice.sentence}"
 
     def _drop_line(self) -> str:
         start = f"in equilibrium ({self.baseline.time_steps:,} float steps)" if self.baseline.residual is not None else "in floats"
@@ -192,11 +197,15 @@ class AccuracyBudget:
         rest = "".join(f"; {row.name} {points(row.cumulative.drop)}" for row in ranked[1:])
         return f"by factor: {first.name} {points(first.cumulative.drop)} {interval(first.cumulative)}, alone {points(first.alone.drop)}, {answers}{rest}"
 
-    def _population_line(self) -> str:
-        if self.worst_population is None:
-            return "worst population: none, every rate is the float model's"
-        moved = self.total.rate_difference[self.worst_population]
-        return f"worst population: {self.worst_population}, mean |rate difference| {moved:.4f}, most of it by {self.worst_cause}"
+    def _population_line(self, made: str | None) -> str:
+        worst = largest(self.rows)
+        shift = "every rate is the float model's"
+        if self.worst_population is not None:
+            shift = f"mean |rate difference| {self.total.rate_difference[self.worst_population]:.4f}, most of it by {self.worst_cause}"
+        if made is None or worst is None or worst.name == STEPS:
+            return f"worst population: {'none' if self.worst_population is None else self.worst_population}, {shift}"
+        where = "" if self.worst_population is None else f"rates moved most in {self.worst_population}, "
+        return f"worst population: {made.removeprefix('worst population ')}; {where}{shift}"
 
     def _check_line(self) -> str:
         c = self.closing

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
     Watch = Callable[[str, Tensor, Tensor], None]
 
+STEPS = "time steps"
+"""The factor before all switches: from the equilibrium to the target's number of steps. It is no switch of one run but another number of steps."""
+
 SWITCHES = ("weights", "input", "clipping", "thresholds", "leak", "timing", "saturation")
 """What can be switched on, in the order in which budgets do it."""
 

@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from toolchain.analysis.drops import AccuracyBudget, Change, interval, points
+from toolchain.analysis.factors import STEPS
 from toolchain.report.page import Page, table
 from toolchain.report.pictures import GREY, LEAST_SPAN, WIDTH, Picture, drawn
 
@@ -28,11 +29,12 @@ def section(page: Page, comparison: Comparison) -> str:
         return ""
     if isinstance(budget, str):
         return f"<section>\n<h2>Where accuracy goes</h2>\n<p>No accuracy budget: {escape(budget)}.</p>\n</section>"
+    *said, check, advice = (escape(f"{line[0].upper()}{line[1:]}.") for line in comparison.summary)
     parts = [
         "<section>\n<h2>Where accuracy goes</h2>",
-        *(f"<p>{escape(_sentence(line))}</p>" for line in budget.summary()[:3]),
-        _check(budget),
-        f'<p class="lead">{escape(_sentence(budget.summary()[4]))}</p>',
+        *(f"<p>{line}</p>" for line in said),
+        f'<p class="{"good" if budget.closing.passed else "bad"}">{check}</p>',
+        f'<p class="lead">{advice}</p>',
         page.panels([_waterfall(budget)]),
         _table(budget),
         _rates(budget),
@@ -47,15 +49,6 @@ _NOTE = (
     "Tango's 95 % interval over images. Alone is the same factor switched on by itself in the float model; the interaction is the drop less that, what the factor costs only "
     "because of those before it. Logit differences are means over the mean margin between the two largest logits."
 )
-
-
-def _sentence(line: str) -> str:
-    return f"{line[0].upper()}{line[1:]}."
-
-
-def _check(budget: AccuracyBudget) -> str:
-    kind = "good" if budget.closing.passed else "bad"
-    return f'<p class="{kind}">{escape(_sentence(budget.summary()[3]))}</p>'
 
 
 def _table(budget: AccuracyBudget) -> str:
@@ -79,9 +72,7 @@ def _table(budget: AccuracyBudget) -> str:
     together = _cells(budget.total, points(budget.total.drop - budget.remainder), points(budget.remainder))
     rows.append(["in all", f"{100 * budget.accuracy:.2f}", *together])
     if budget.arithmetic is not None:
-        accuracy = (
-            next((row.accuracy for row in budget.rows if row.name == "time steps"), budget.baseline.accuracy) - budget.arithmetic.drop
-        )
+        accuracy = next((row.accuracy for row in budget.rows if row.name == STEPS), budget.baseline.accuracy) - budget.arithmetic.drop
         rows.append([f"beside it: {escape(str(budget.first))}", f"{100 * accuracy:.2f}", *_cells(budget.arithmetic, "", "")])
     return table(head, rows, _caption(budget))
 
