@@ -145,7 +145,12 @@ def targets(json: Json = False) -> None:
     )
 )
 def train(
-    model: Annotated[str, typer.Argument(metavar="MODEL|CONFIG.yaml", help="A name from `toolchain models`, or a configuration file.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|CONFIG.yaml", help="A name from `toolchain models`, a configuration, or a run whose weights to begin with."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", parser=_path, metavar="RUN", help="The run folder to write.")],
     method: Annotated[
         str | None, typer.Option(metavar="M", help="ide, spide, dsr, ottt-a, ottt-o, saf-e or saf-f; the configuration's by default.")

@@ -61,13 +61,15 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything a run depends on besides the data and the machine; `model` is where the defaults came from."""
+    """Everything a run depends on besides the data and the machine; `model` is where the defaults came from, `start` the run folder or checkpoint whose weights the run
+    began with, empty where they were drawn from the seed."""
 
     network: Network
     train: Training = Training()
     model: str = ""
     method: str = "spide"
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
+    start: str = ""
 
 
 def assignments(settings: Sequence[str]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def train(
     output: str | os.PathLike[str],
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Outcome:
-    """Train `model` (a name of the catalogue, a CONFIG.yaml, or a module, whose weights are the starting point) and write the run folder `output`.
+    """Train `model` and write the run folder `output`: a name of the catalogue or a CONFIG.yaml, or a run folder, checkpoint or module, whose weights are the starting point.
 
     `settings` are dotted, {"train.lr": 0.05} or ["train.lr=0.05"]; flags left at None keep the config's. A resumed run needs the same settings and
     continues bit for bit on a CPU. Where torchrun started several processes, they train together and all get the same outcome. Raises UsageError for anything that cannot be done, ToolchainError where the loss stops being a number.
@@ -179,8 +179,12 @@ def _base(model: Union[str, os.PathLike[str], FeedbackSNN], dataset: object) -> 
     if name in models.names():
         return _catalogued(name, dataset)
     path = Path(name)
+    if path.suffix == ".safetensors" or (path / checkpoint.NAME).is_file():
+        return msgspec.structs.replace(checkpoint.read(_weights(path)).about.config, start=name)
     if path.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"'{name}' is neither a network ({', '.join(models.names())}) nor a CONFIG.yaml: give one of them")
+        raise UsageError(
+            f"'{name}' is neither a network ({', '.join(models.names())}) nor a CONFIG.yaml, run folder or checkpoint: give one of them"
+        )
     written = config.read(path)
     where = f"config '{path}'"
     described = written.get("network")
@@ -202,13 +206,18 @@ def _catalogued(name: str, dataset: object) -> Config:
 
 
 def _module(model: Union[str, os.PathLike[str], FeedbackSNN], chosen: Config) -> FeedbackSNN:
-    """The module to start from: the one given, or one with initial weights drawn from the seed."""
+    """The module to start from: the one given, one with the weights of an earlier run, or one with initial weights drawn from the seed."""
     import torch
 
     from toolchain.layers import build
 
     if not isinstance(model, (str, os.PathLike)):
         return model
+    if chosen.start:
+        started = build(chosen.network)
+        earlier = _weights(Path(chosen.start))
+        checkpoint.load_weights(started, checkpoint.read(earlier).tensors, earlier)
+        return started
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen.seed)
         built = build(chosen.network)
@@ -219,6 +228,11 @@ def _module(model: Union[str, os.PathLike[str], FeedbackSNN], chosen: Config) ->
             thresholds = {k: v for k, v in own.items() if k.startswith("thresholds.")}  # a setting of the network, not drawn
             built.load_state_dict({**initial, **thresholds})
     return built
+
+
+def _weights(start: Path) -> Path:
+    """The file of weights of a run folder, or the checkpoint itself."""
+    return start / checkpoint.NAME if start.is_dir() else start
 
 
 def _scale_factor(chosen: Config) -> Union[float, str]:
@@ -273,7 +287,7 @@ def _same_config(folder: Path, chosen: Config) -> None:
     if not (folder / checkpoint.NAME).exists():
         raise UsageError(f"'{folder}' lacks {checkpoint.NAME}, its best weights: restore the file, or train again into another folder")
     earlier = checkpoint.read(folder / LAST).about.config
-    for name in ("model", "method", "seed"):
+    for name in ("model", "method", "seed", "start"):
         _same(name, getattr(earlier, name), getattr(chosen, name), folder)
     for section in ("train", "network"):
         before, now = getattr(earlier, section), getattr(chosen, section)

@@ -109,6 +109,21 @@ def test_a_module_trains_from_its_own_weights(tmp_path: Path) -> None:
         train(module, settings=["network.time_steps=5"], output=tmp_path / "other")
 
 
+def test_a_run_begins_with_the_weights_of_another(run: Path, tmp_path: Path) -> None:
+    """Of a run folder or a checkpoint; the config says so, so that it repeats the run."""
+    still = {"train.epochs": 1, "train.lr": 1e-9}
+    for number, start in enumerate((run, run / "checkpoint.safetensors")):
+        outcome = train(start, settings=still, output=tmp_path / str(number), device="cpu")
+        assert (outcome.model, outcome.dataset) == ("digits-fc", "digits")
+        assert torch.allclose(load(tmp_path / str(number)).input.weight, load(run).input.weight, atol=1e-6)
+    train(tmp_path / "0" / "config.yaml", output=tmp_path / "again", device="cpu")
+    assert (tmp_path / "again" / "checkpoint.safetensors").read_bytes() == (tmp_path / "0" / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="unknown readout.bias"):
+        train(run, settings={"network.readout.bias": False}, output=tmp_path / "other", device="cpu")
+    with pytest.raises(UsageError, match="there is no checkpoint"):
+        train("digits-fc", settings={"start": str(tmp_path / "nowhere")}, output=tmp_path / "lost", device="cpu")
+
+
 def test_the_automatic_scale_factor_survives_a_resume(tmp_path: Path) -> None:
     settings = {**SHORT, "train.epochs": 1, "train.scale_factor": "auto"}
     train("digits-fc", settings=settings, output=tmp_path / "run", device="cpu")
@@ -119,7 +134,7 @@ def test_the_automatic_scale_factor_survives_a_resume(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("model: digits-fc\ntrain: {learning: 1}", "unknown setting 'train.learning'.*train.lr"),
-        ("model: digits-fc\noptimiser: adam", "unknown setting 'optimiser'.*choose one of method, model, network, seed, train"),
+        ("model: digits-fc\noptimiser: adam", "unknown setting 'optimiser'.*choose one of method, model, network, seed, start, train"),
         ("model: digits-fc\ntrain: {lr: fast}", "in 'train.lr'"),
         ("model: digits-fc\ntrain: {epochs: 0}", "in 'train.epochs'"),
         ("model: digits-fc\nnetwork: {neuron: {leak: 1.5}}", "leak 1.5"),
