@@ -147,7 +147,7 @@ class Counter:
 
     def _enter_synapse(self, graph: Graph, phase: Phase, i: int, synapse: Synapse) -> None:
         source, target = graph.population(synapse.source).shape, graph.population(synapse.target).shape
-        possible = _steps_in_time(phase, synapse) > 0 and not (synapse.gate is not None and graph.phase("forward").time_steps == 1)
+        possible = probing.steps_in_time(phase, synapse) > 0 and not (synapse.gate is not None and graph.phase("forward").time_steps == 1)
         for k, op in enumerate(synapse.ops):
             name = weight_of(op)
             if name is not None:
@@ -202,16 +202,9 @@ class Counter:
         return Coverage(tuple(rows), thresholds, met)
 
 
-def _steps_in_time(phase: Phase, synapse: Synapse) -> int:
-    """How many of the source's steps send what arrives by the target's last step."""
-    start, period = phase.timing.start, phase.timing.period
-    ticks = start.get(synapse.target, 0) - start.get(synapse.source, 0) - synapse.delay + (phase.time_steps - 1) * period
-    return min(phase.time_steps, max(0, ticks // period + 1))
-
-
 def _delivered(graph: Graph, phase: Phase, synapse: Synapse, result: Result, encoded: Array | None, forward: Result) -> list[Array]:
     """What a synapse's source sent, a step an item (samples, *shape): those that arrive in time, gated. Steps are joined where no sum of theirs can cancel."""
-    steps = _steps_in_time(phase, synapse)
+    steps = probing.steps_in_time(phase, synapse)
     if graph.population(synapse.source).kind == "input":
         assert encoded is not None  # only the forward phase has inputs
         values = np.moveaxis(encoded, -1, 0)[:steps] if graph.population(synapse.source).events else encoded[None][: min(steps, 1)]

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from toolchain import fixed
 from toolchain.errors import UsageError
 from toolchain.ir import Array, Graph, Phase
 from toolchain.target import Result
@@ -221,10 +220,7 @@ def _current(graph: Graph, found: Difference, result: Result, sample: int) -> in
         return None
     held = history.potentials[:, sample].reshape(len(history.potentials), -1)[:, found.neuron].astype(np.int64)
     spike = int(history.spikes[:, sample].reshape(len(history.spikes), -1)[found.step - 1, found.neuron])
-    before = held[found.step - 2 : found.step - 1] if found.step > 1 else np.zeros(1, np.int64)
-    now = int(held[found.step - 1])
-    if dynamics.members == "none":
-        return now - int(fixed.leak(before, dynamics.leak, integer=True)[0])
+    now, before = int(held[found.step - 1]), int(held[found.step - 2]) if found.step > 1 else 0
     if dynamics.members == "graded":
         return now
-    return now + int(dynamics.reset) * spike - int(before[0]) if dynamics.leak == 1 else None
+    return now + int(dynamics.reset) * spike - before if dynamics.leak == 1 else None

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain import codec, fixed
-from toolchain.ir import Array, Bias, Drive, Dynamics, Graph, Op, Phase, adjoint, frozen
+from toolchain.ir import Array, Bias, Drive, Dynamics, Graph, Op, Phase, Synapse, adjoint, frozen
+from toolchain.notation import sample_products
 from toolchain.target import Result, get
 
 SEED = 0x50524F42
@@ -27,8 +28,14 @@ SEED = 0x50524F42
 VARIANT_STEPS = 16
 """Time steps of a variant's phases, where the network has more: enough for every couple to fire and every delay to pass."""
 
-ROUNDS = 8
-"""How often the currents of a variant are corrected by what the simulator saw."""
+ROUNDS = 12
+"""How often the currents of a variant are corrected by what a run showed."""
+
+TURNS = 3
+"""After so many rounds a neuron that still does not fire is tried in another sample."""
+
+LATE = 2
+"""The step in which a variant's late neurons get their current."""
 
 COARSE = fixed.CURRENT_EXPONENT_MAX
 """Exponent of the coarse part of an added current; the fine part has exponent 0, so that every whole number is made exactly."""
@@ -36,20 +43,28 @@ COARSE = fixed.CURRENT_EXPONENT_MAX
 LARGEST_PARTS = 16
 """Most coarse biases that one added current is made of: 16 reach 2^23, the largest potential."""
 
+SMALL = 2**25
+"""Products up to which the definition says what a variant does, and the simulator beyond; they are bit-exact."""
+
+SAMPLES = 64
+SAMPLES_WORK = 2**26
+"""A variant has at least as many samples as there are probes, and up to `SAMPLES` while they take no more products than this: small networks repeat themselves."""
+
 Silent = dict[str, npt.NDArray[np.bool_]]
 """By population of couples: neurons that no sample so far made fire, (*shape)."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant with the inputs and errors it is run on. `edge` is what an added current makes one neuron of every couple population meet in the first step of
-    the first sample: a potential of exactly its threshold (0), or one less (-1)."""
+    """One variant with the inputs and errors it is run on. `edge` is what an added current makes the first neuron of every couple population meet in the first step of
+    the first sample: a potential of exactly its threshold (0), or one less (-1); `met` says by phase and population where that worked."""
 
     name: str
     graph: Graph
     inputs: Array
     errors: Array | None
     edge: int
+    met: dict[tuple[str, str], bool]
 
     def to_text(self) -> str:
         steps = ", ".join(f"{phase.name} {phase.time_steps} steps" for phase in self.graph.phases)
@@ -142,9 +157,11 @@ def _back(graph: Graph, ops: Sequence[Op], values: Array, population: str) -> Ar
 
 
 def variants(graph: Graph, count: int) -> tuple[Variant, ...]:
-    """Two variants of an integer graph, each with `count` samples (at least 2) in at most `VARIANT_STEPS` time steps a phase."""
+    """Two variants of an integer graph, each with `count` samples or more (at least 2) in at most `VARIANT_STEPS` time steps a phase."""
     steps: dict[str, int] = {phase.name: _steps(phase) for phase in graph.phases}
-    return tuple(_variant(graph.in_steps(steps), max(2, count), edge) for edge in (0, -1))
+    short = graph.in_steps(steps)
+    samples = max(2, count, min(SAMPLES, SAMPLES_WORK // sample_products(short)))
+    return tuple(_variant(short, samples, edge) for edge in (0, -1))
 
 
 def _steps(phase: Phase) -> int:
@@ -157,9 +174,10 @@ def _variant(graph: Graph, count: int, edge: int) -> Variant:
     given = inputs(graph, count, seed=1 - edge)
     wrong = errors(graph, count, seed=1 - edge) if graph.has_phase("feedback") else None
     graph = _at_rounding_edges(graph, given, edge)
+    met: dict[tuple[str, str], bool] = {}
     for phase in graph.phases:
-        graph = _awake(graph, phase.name, given, wrong, edge)
-    return Variant("at-threshold" if edge == 0 else "below-threshold", graph, given, wrong, edge)
+        graph = _awake(graph, phase.name, given, wrong, edge, met)
+    return Variant("at-threshold" if edge == 0 else "below-threshold", graph, given, wrong, edge, met)
 
 
 def _at_rounding_edges(graph: Graph, given: Array, edge: int) -> Graph:
@@ -206,38 +224,78 @@ def host_rest(graph: Graph, drive: Drive, encoded: Array) -> HostRest:
     return HostRest((total + half) & ((1 << drive.shift) - 1), (rounded > low) & (rounded < high))
 
 
-def _awake(graph: Graph, name: str, given: Array, wrong: Array | None, edge: int) -> Graph:
-    """The graph with currents added to the couples of phase `name`.
+@dataclass
+class _Current:
+    """What a variant adds to one population: a `constant` current (from step `LATE` on where `late`), and a `pulse` in the first step alone."""
 
-    Every neuron has a sample of its own in which its mean current is aimed at a firing rate between 0 and 1, by what the simulator saw of the currents that reach
-    it; neurons that fire as they should in any sample stay as they are. Feedback signs are drawn.
+    constant: Array
+    pulse: npt.NDArray[np.int64]
+    late: npt.NDArray[np.bool_]
+
+
+def _awake(graph: Graph, name: str, given: Array, wrong: Array | None, edge: int, met: dict[tuple[str, str], bool]) -> Graph:
+    """The graph with currents added to the couples of phase `name`; enters in `met` which of their thresholds are met as they should.
+
+    Every neuron has a sample of its own in which its mean current is aimed at a firing rate between 0 and 1, by what a run showed of the currents that reach it; neurons
+    that fire as they should in any sample stay as they are. Forward, those whose weight into the first neuron behind them is of one sign are held down in the first
+    step and start late (the other sign in the other variant), so that potentials go both ways; feedback signs are drawn.
     """
-    plain, phase = graph, graph.phase(name)
+    phase = graph.phase(name)
     couples = [p for p in phase.order if graph.population(p).kind == "couple"]
     draw = np.random.default_rng([SEED, 2, -edge, len(name)])
     signs = {p: draw.choice([-1, 1], graph.population(p).shape) if phase.dynamics[p].members == "both" else 1 for p in couples}
-    added = {p: np.zeros(graph.population(p).shape, np.int64) for p in couples}
-    for _ in range(ROUNDS):
-        forward, result = _run(_with_currents(plain, name, added, {}), name, given, wrong)
+    added = {p: _unmoved(graph, phase, p, edge) for p in couples}
+    for number in range(ROUNDS):
+        forward, result = _run(_with_currents(graph, name, added), name, given, wrong)
         fine = True
         for p in couples:
-            awake = _as_wanted(plain, forward, result, p)
-            fine &= bool(awake.all())
-            change = signs[p] * _aim(phase.dynamics[p], phase.time_steps, draw, added[p].shape) - _mean_current(
-                phase, result, forward, plain, p
-            )
-            added[p] = np.where(awake, added[p], added[p] + change)
+            wanted = _as_wanted(graph, forward, result, p)
+            fine &= bool(wanted.all())
+            aim = signs[p] * _aim(phase.dynamics[p], _useful_steps(phase, p), draw, wanted.shape)
+            change = aim - _mean_current(graph, forward, result, p, number // TURNS)
+            acting = np.where(added[p].late, phase.time_steps / max(1, phase.time_steps - LATE), 1)
+            added[p].constant = np.where(wanted, added[p].constant, added[p].constant + change * acting)
         if fine:
             break
-    return _with_anchors(plain, name, added, given, wrong, edge)
+    return _with_anchors(graph, name, added, given, wrong, edge, met)
+
+
+def _unmoved(graph: Graph, phase: Phase, p: str, edge: int) -> _Current:
+    """No current but what holds the late neurons down."""
+    shape = graph.population(p).shape
+    late = np.zeros(shape, np.bool_)
+    behind = sorted(
+        (s for s in phase.synapses if s.source == p and s.target != p), key=lambda s: graph.population(s.target).kind != "readout"
+    )
+    if phase.name == "forward" and phase.time_steps > LATE and behind:
+        first = np.zeros((1, *graph.population(behind[0].target).shape))
+        first.reshape(-1)[0] = 1
+        pull = _back(graph, behind[0].ops, first, p)[0]
+        late = pull < 0 if edge == 0 else pull > 0
+        late.reshape(-1)[0] = False  # it meets the threshold in the first step
+    return _Current(np.zeros(shape), late * -np.int64(phase.dynamics[p].threshold), late)
+
+
+def steps_in_time(phase: Phase, synapse: Synapse) -> int:
+    """How many of the source's steps send what arrives by the target's last step."""
+    start, period = phase.timing.start, phase.timing.period
+    ticks = start.get(synapse.target, 0) - start.get(synapse.source, 0) - synapse.delay + (phase.time_steps - 1) * period
+    return min(phase.time_steps, max(0, ticks // period + 1))
+
+
+def _useful_steps(phase: Phase, p: str) -> int:
+    """The steps whose spikes all synapses of a population deliver in time, but for synapses that deliver none at all."""
+    found = [steps for synapse in phase.synapses if synapse.source == p and (steps := steps_in_time(phase, synapse)) > 0]
+    return min(found, default=phase.time_steps)
 
 
 def _as_wanted(graph: Graph, forward: Result, result: Result, p: str) -> npt.NDArray[np.bool_]:
-    """Neurons that fire while their gate is open, in some sample; in the forward phase those that open it (one step opens none: then any that fire)."""
+    """Neurons that fire while their gate is open, in some sample and in time to be heard; in the forward phase those that open it (one step opens none: then any that fire)."""
     opened = codec.mask(graph, forward, p)
     if graph.phase("forward").time_steps == 1:
         opened = forward.counts[p] > 0
-    found: npt.NDArray[np.bool_] = (opened & (result.activity[p] > 0)).any(axis=0)
+    sent = (result.history[p].spikes[: _useful_steps(graph.phase(result.phase), p)] != 0).any(axis=0)
+    found: npt.NDArray[np.bool_] = (opened & sent).any(axis=0)
     return found
 
 
@@ -249,34 +307,35 @@ def _aim(dynamics: Dynamics, time_steps: int, draw: np.random.Generator, shape: 
     return np.maximum(share * dynamics.reset + (1 - dynamics.leak) * dynamics.threshold, late)
 
 
-def _mean_current(phase: Phase, result: Result, forward: Result, graph: Graph, p: str) -> Array:
-    """The mean current of every neuron in the sample that is its own, by its history: what it holds, took and gave away."""
+def _mean_current(graph: Graph, forward: Result, result: Result, p: str, turn: int) -> Array:
+    """The mean current of every neuron in the sample that is its own (another one every `turn`), by its history: what it holds, took and gave away."""
+    phase = graph.phase(result.phase)
     history, dynamics = result.history[p], phase.dynamics[p]
-    held = history.potentials.astype(np.float64) / dynamics.leak
-    current = (
-        held.sum(axis=0) + dynamics.reset * history.spikes.sum(axis=0, dtype=np.int64) - history.potentials[:-1].sum(axis=0)
-    ) / phase.time_steps
-    samples, neurons = current.shape[0], prod(current.shape[1:])
-    own = np.arange(neurons) % samples
+    kept = history.potentials.astype(np.float64).sum(axis=0) / dynamics.leak - history.potentials[:-1].sum(axis=0)
+    current = (kept + dynamics.reset * history.spikes.sum(axis=0, dtype=np.int64)) / phase.time_steps
+    samples, neurons = len(current), prod(current.shape[1:])
+    own = (np.arange(neurons) + 5 * turn) % samples
     if result.phase == "feedback":  # a sample in which its gate is open, where there is one
-        opened = codec.mask(graph, forward, p).reshape(samples, neurons)
-        own = np.where(opened.any(axis=0), opened.argmax(axis=0), own)
+        opened = np.roll(codec.mask(graph, forward, p).reshape(samples, neurons), -turn, axis=0)
+        own = np.where(opened.any(axis=0), (opened.argmax(axis=0) + turn) % samples, own)
     return np.asarray(current.reshape(samples, neurons)[own, np.arange(neurons)].reshape(current.shape[1:]))
 
 
-def _with_anchors(graph: Graph, name: str, added: dict[str, Array], given: Array, wrong: Array | None, edge: int) -> Graph:
-    """`added`, with a pulse in the first step for one neuron of every couple population: in the first sample it meets its threshold exactly, or misses it by one."""
-    pulses = {p: np.zeros_like(np.asarray(values, np.int64)) for p, values in added.items()}
-    sought = {p: graph.phase(name).dynamics[p].threshold + edge for p in added}
-    for _ in range(1 + len(added)):
-        made = _with_currents(graph, name, added, pulses)
+def _with_anchors(
+    graph: Graph, name: str, added: dict[str, _Current], given: Array, wrong: Array | None, edge: int, met: dict[tuple[str, str], bool]
+) -> Graph:
+    """`added`, with a pulse for the first neuron of every couple population: in the first sample it meets its threshold exactly, or misses it by one."""
+    sought = {p: int(graph.phase(name).dynamics[p].threshold) + edge for p in added}
+    for _ in range(2 + len(added)):
+        made = _with_currents(graph, name, added)
         totals = first_totals(made, name, given[:1], None if wrong is None else wrong[:1])
-        off = {p: int(sought[p]) - int(totals[p].reshape(-1)[0]) for p in added}
+        off = {p: sought[p] - int(totals[p].reshape(-1)[0]) for p in added}
+        met |= {(name, p): by == 0 for p, by in off.items()}
         if not any(off.values()):
-            break
+            return made
         for p, by in off.items():
-            pulses[p].reshape(-1)[0] += by
-    return _with_currents(graph, name, added, pulses)
+            added[p].pulse.reshape(-1)[0] += by
+    return made
 
 
 def first_totals(graph: Graph, name: str, given: Array, wrong: Array | None) -> dict[str, Array]:
@@ -299,30 +358,28 @@ def first_totals(graph: Graph, name: str, given: Array, wrong: Array | None) -> 
     return found
 
 
-def edges_met(variant: Variant, name: str) -> list[bool]:
-    """By couple population of a phase: whether the first neuron meets what the variant aims at, its threshold plus `edge`, in the first step of the first sample."""
-    totals = first_totals(variant.graph, name, variant.inputs[:1], None if variant.errors is None else variant.errors[:1])
-    dynamics = variant.graph.phase(name).dynamics
-    return [int(total.reshape(-1)[0]) == dynamics[p].threshold + variant.edge for p, total in totals.items()]
-
-
 def _run(graph: Graph, name: str, given: Array, wrong: Array | None) -> tuple[Result, Result]:
     """The forward result, and that of phase `name`, of the simulator."""
-    simulator = replace(get("sim"), device="cpu", trace=True)  # type: ignore[type-var]  # a target is a dataclass
-    with simulator.compile(graph if name == "feedback" else msgspec.structs.replace(graph, phases=(graph.phase("forward"),))) as run:
+    work = len(given) * sample_products(graph)
+    # the simulator lays a graph out before it runs it, which takes longer than a small one runs in NumPy
+    found = replace(get("reference"), trace=True) if work <= SMALL else replace(get("sim"), device="cpu", trace=True)  # type: ignore[type-var]  # dataclasses
+    with found.compile(graph if name == "feedback" else msgspec.structs.replace(graph, phases=(graph.phase("forward"),))) as run:
         forward = run.run(given)
         return forward, forward if name == "forward" or wrong is None else run.run(wrong, phase="feedback")
 
 
-def _with_currents(graph: Graph, name: str, added: dict[str, Array], pulses: dict[str, Array]) -> Graph:
-    """The graph with constant currents from the first step on, and `pulses` in the first step only."""
+def _with_currents(graph: Graph, name: str, added: dict[str, _Current]) -> Graph:
     phase, tensors = graph.phase(name), dict(graph.tensors)
     bias = dict(phase.bias)
-    for p, values in added.items():
-        pulse = pulses.get(p, np.zeros(values.shape, np.int64))
-        constant = np.rint(values).astype(np.int64)
-        for start, current in ((0, constant + pulse), (1, -pulse)):
-            for i, (mantissa, exponent) in enumerate(_parts(current)):
+    for p, current in added.items():
+        constant = np.rint(current.constant).astype(np.int64)
+        starts = (
+            (0, np.where(current.late, 0, constant) + current.pulse),
+            (1, -current.pulse),
+            (LATE, np.where(current.late, constant, 0)),
+        )
+        for start, values in starts:
+            for i, (mantissa, exponent) in enumerate(_parts(values)):
                 key = f"probe.{name}.{p}.{start}.{i}"
                 tensors[key] = frozen(mantissa, np.int16)
                 bias[p] = (*bias.get(p, ()), Bias(key, exponent, start))

@@ -331,9 +331,9 @@ class _Session:
         made = probing.variants(self._graph, self._probes)
         found = tuple(self._variant(variant) for variant in made)
         self._counter.mark("variants")
-        met = [probing.edges_met(variant, name) for variant in made for name in self._phases]
+        both = [variant.met for variant in made]
         ran = all(variant.pairs for variant in found)
-        return found, (sum(map(len, met)) // len(made), sum(a and b for a, b in _halves(met)) if ran else 0)
+        return found, (len(both[0]), sum(ran and all(met[place] for met in both) for place in both[0]))
 
     def _variant(self, variant: Variant) -> VariantFound:
         pairs: list[Pair] = []
@@ -359,13 +359,6 @@ class _Case(NamedTuple):
     inputs: Array
     wrong: Array | None
     samples: Samples
-
-
-def _halves(met: Sequence[Sequence[bool]]) -> Iterator[tuple[bool, bool]]:
-    """The same thresholds in the first variant and in the second."""
-    half = len(met) // 2
-    for one, two in zip(met[:half], met[half:], strict=True):
-        yield from zip(one, two, strict=True)
 
 
 def _without_feedback(chosen: Sequence[Target], graph: Graph) -> dict[str, str]:
