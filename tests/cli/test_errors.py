@@ -54,6 +54,7 @@ USAGE = [
     ("deploy mnist-fc --target sim --dataset digits", "64|8"),
     ("compare mnist-fc --targets torch,no-such-target", "no-such-target"),
     ("compare mnist-fc --targets ,", "target"),
+    ("compare mnist-fc --budget-samples -1", "how many samples"),
     ("verify mnist-fc --phase sideways", "sideways"),
     ("verify mnist-fc --targets sim --replay", "fsnn"),
     ("verify mnist-fc --targets sim", "two|2"),

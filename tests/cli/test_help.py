@@ -17,7 +17,7 @@ FLAGS = {
     "compile": "--target --chip --weight-bits --time-steps --feedback-steps --timing --input --calibrate --set --dump-after --no-float --data-dir --json -o",
     "inspect": "--after --processes --svg --chip-svg --analysis --json",
     "deploy": "--target --dataset --samples --batch --jobs --scheduler --synapses --device --fallback --predictions --resume --json",
-    "compare": "--targets --dataset --samples --device --max-drop --report --fallback --json",
+    "compare": "--targets --dataset --samples --device --max-drop --budget-samples --report --fallback --json",
     "verify": "--targets --dataset --samples --phase --replay --json",
     "estimate": "--dataset --samples --batch --chip-samples --mac-pj --ac-pj --pareto --weight-bits --time-steps --picture --device --data-dir --json",
     "tune": "--dataset --max-drop --samples --input --device --picture --json -o",
