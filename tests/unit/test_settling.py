@@ -218,17 +218,9 @@ def test_the_suggested_steps_give_the_accuracy_they_promise():
 
 
 def curve_of(values, **changed):
-    made = Curve(
-        "forward",
-        "float",
-        4,
-        tuple(range(1, len(values) + 1)),
-        {},
-        tuple(values),
-        tuple(values),
-        (0.5,) * len(values),
-        (1.0,) * len(values),
-    )
+    count = len(values)
+    steps, values = tuple(range(1, count + 1)), tuple(values)
+    made = Curve("forward", "float", 4, 100, False, steps, {}, values, values, (0.5,) * count, (1.0,) * count)
     return replace(made, **changed)
 
 
@@ -239,10 +231,18 @@ def test_steps_to_a_tolerance_are_those_after_which_it_holds_for_good():
     assert {30, 60} <= set(checkpoints(30, 60))
     found = curve_of([0.2, 0.009, 0.02, 0.01, 0.001])
     assert (found.steps_to(0.01), found.suggested) == (4, 4)
-    assert curve_of([0.2, 0.009, 0.02, 0.01, 0.001], accuracy=(1.0, 1.0, 1.0, 1.0, 0.9)).suggested == 5
+    assert curve_of([0.2, 0.009, 0.02, 0.01, 0.02, 0.001]).suggested is None  # that it holds at the last step alone says little
     short = curve_of([0.2, 0.1, 0.05])
     assert short.suggested is None
-    assert short.sentence.startswith("no T up to 3 suggested: the float graph's residual stays above 0.01")
+    assert short.sentence.startswith("no T up to 3 suggested: the float graph's residual does not stay within 0.01")
+    assert "answers settle at T 1" in short.sentence
+    assert "a leak leaves some for good" in replace(short, leaks=True).sentence
+
+
+def test_answers_may_change_on_one_sample_and_no_more():
+    values, answers = [0.2, 0.009, 0.001, 0.001, 0.001], (0.90, 0.90, 0.92, 0.92, 0.92)
+    assert curve_of(values, accuracy=answers).suggested == 3
+    assert curve_of(values, accuracy=answers, samples=50).suggested == 2
 
 
 def test_a_phase_in_which_nothing_fires_suggests_no_number_of_steps():

@@ -38,6 +38,9 @@ ANSWERS = 0.01
 COSINE = 0.005
 """By how much the cosine of the feedback phase may still rise."""
 
+SEEN = 0.8
+"""A residual is within a tolerance for good where it is for the steps from this part of them on: a leak's wanders about."""
+
 DENSE = 32
 """Up to so many steps every one is looked at; later ones are a twelfth apart."""
 
@@ -46,7 +49,7 @@ NAMES: dict[Copy, str] = {"float": "float", "entire": "integer"}
 
 @dataclass(frozen=True)
 class Curve:
-    """One phase of one graph, "float" or "integer", after `steps` time steps; all tuples have their length.
+    """One phase of one graph, "float" or "integer", after `steps` time steps; all tuples have their length. `leaks`: some couple does.
 
     residual    by population mean |f(a) - a|; of a relay in the model's unit
     whole       the mean over all couples
@@ -59,6 +62,8 @@ class Curve:
     phase: str
     graph: str
     time_steps: int
+    samples: int
+    leaks: bool
     steps: tuple[int, ...]
     residual: dict[str, tuple[float, ...]]
     whole: tuple[float, ...]
@@ -77,16 +82,20 @@ class Curve:
         return TOLERANCE if self.phase == "forward" else FEEDBACK_TOLERANCE
 
     def steps_to(self, tolerance: float) -> int | None:
-        """The first step from which on the residual stays within `tolerance`; None where the last one seen does not."""
-        return first_for_good(self.steps, [value <= tolerance for value in self.judged])
+        """The first step from which on the residual stays within `tolerance`; None where it does not for the last fifth of the steps at least."""
+        return self._for_good([value <= tolerance for value in self.judged])
+
+    def _for_good(self, holds: Sequence[bool]) -> int | None:
+        found = first_for_good(self.steps, holds)
+        return None if found is None or found > max(SEEN * self.steps[-1], 1) else found
 
     @property
     def answered(self) -> int | None:
-        """The first step from which on the accuracy stays within `ANSWERS` of the last one, in the feedback phase the cosine within `COSINE` of its best; None where
-        neither is known."""
+        """The first step from which on the accuracy stays within `ANSWERS` of the last one (or a sample), in the feedback phase the cosine within `COSINE` of its
+        best; None where neither is known."""
         if self.accuracy is not None:
             last = self.accuracy[-1]
-            return first_for_good(self.steps, [abs(value - last) <= ANSWERS + 1e-9 for value in self.accuracy])
+            return first_for_good(self.steps, [abs(value - last) <= max(ANSWERS, 1 / self.samples) + 1e-9 for value in self.accuracy])
         if self.cosine is not None:
             best = max(self.cosine)
             return first_for_good(self.steps, [value >= best - COSINE for value in self.cosine])
@@ -123,7 +132,13 @@ class Curve:
             )
             return f"no {letter} suggested: in the {self.graph} graph's {self.phase} phase nothing fires in {self.steps[-1]} steps ({cure})"
         if self.suggested is None:
-            return f"no {letter} up to {self.steps[-1]} suggested: the {self.graph} graph's residual stays above {self.tolerance:g} ({residual}, {self.judged[-1]:.3g} at {self.steps[-1]})"
+            end = residual if self.steps[-1] == now else f"{residual}, {self.judged[-1]:.3g} at {self.steps[-1]}"
+            return (
+                f"no {letter} up to {self.steps[-1]} suggested: the {self.graph} graph's residual does not stay within {self.tolerance:g} ({end}"
+                + (", of which a leak leaves some for good" if self.leaks else "")
+                + (f"; answers settle at {letter} {self.answered}" if self.answered is not None and self.phase == "forward" else "")
+                + ")"
+            )
         return f"suggested {letter} {self.suggested} ({self.graph} graph: residual {self.at(self.suggested, self.judged):.3g}{self._backed(self.suggested)}; now {residual}{self._backed(now)})"
 
     def _backed(self, step: int) -> str:
@@ -350,6 +365,8 @@ class Residuals:
             phase=self._phase,
             graph=NAMES[copy],
             time_steps=graph.phase(self._phase).time_steps,
+            samples=self._samples,
+            leaks=any(graph.phase(self._phase).dynamics[name].leak != 1 for name in couples),
             steps=self._steps,
             residual={name: tuple(s.apart[name] / size for s in sums) for name, size in sizes.items()},
             whole=tuple(sum(s.apart[name] for name in couples) / all_couples for s in sums),
