@@ -12,7 +12,7 @@ from toolchain.errors import ToolchainError
 from toolchain.native import phases
 from toolchain.versions import installed, versions
 
-PACKAGES = ("torch", "numpy", "lava-nc", "lava-dl", "msgspec", "safetensors", "matplotlib")
+PACKAGES = ("torch", "numpy", "lava-nc", "lava-dl", "msgspec", "safetensors", "matplotlib", "sanafe")
 
 
 @dataclass(frozen=True)

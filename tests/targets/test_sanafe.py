@@ -147,6 +147,18 @@ def test_a_placement_of_another_chip_is_made_anew(same):
     same(graph, toolchain.data.load("digits", samples=2).images)
 
 
+def test_a_readout_that_no_core_holds_is_the_hosts(same):
+    """Leaky and not; the spikes that it adds up come from the chip."""
+    graph = forward_only(graph_for(find("digits-fc"), SANAFE))
+    cores = [msgspec.structs.replace(c, slices=tuple(s for s in c.slices if s.population != "readout")) for c in graph.placement.cores]
+    placement = msgspec.structs.replace(graph.placement, cores=tuple(core for core in cores if core.slices))
+    graph = msgspec.structs.replace(graph, placement=placement)
+    ir.verify(graph)
+    images = toolchain.data.load("digits", samples=3).images
+    same(graph, images)
+    same(leaking(graph, 0.5), images)
+
+
 def test_charges_add_up(random_graph, random_inputs):
     """Counts are those of the spikes, and each energy is its counts at the description's prices."""
     graph = Retime()(random_graph(3, couples=2, numbers="extreme"))
