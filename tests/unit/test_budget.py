@@ -204,6 +204,8 @@ def test_each_factor_has_its_advice():
     assert said("weights", inject={"mode": "graded"}).options == ("--input", "bias")
     assert said("input", quantize={"input_levels": 3}).options == ("--set", "quantize.input_levels=255")
     assert said("input").options == ("--calibrate", "digits")
+    tests_only = advice("input", LOIHI_PIPELINE(start), enough=None, dataset="mnist-1k", saturations={})
+    assert tests_only.options == ("--calibrate", "mnist")
     assert said("input", quantize={"calibration": seen}).options == ("--input", "graded")
     assert said("input", inject={"mode": "graded"}).options == ("--input", "bias", "--set", "quantize.input_levels=4095")
     assert said("clipping").options == ("--input", "graded")

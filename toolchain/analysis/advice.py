@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolchain.analysis.factors import STEPS
+from toolchain.data.packaged import TEST_ONLY
 from toolchain.ir import Graph
 from toolchain.limits import LOIHI2
 from toolchain.passes.grids import the_weight
-from toolchain.passes.quantize import EVENT_LEVELS, LARGEST_PIXEL
+from toolchain.passes.quantize import LARGEST_PIXEL
 
 FINE_LEVELS = 4095
 """Levels of an input that the host multiplies: sixteen times those of a pixel, and as exact."""
@@ -29,8 +30,9 @@ class Advice:
 
 
 def advice(factor: str, graph: Graph, *, enough: int | None, dataset: str, saturations: Mapping[str, int]) -> Advice:
-    """What to try against `factor` in integer `graph`. `enough` are time steps in which the float model loses little, `saturations` counts them by population."""
-    options, why = _options(factor, graph, enough, dataset, saturations)
+    """What to try against `factor` in integer `graph`. `enough` are time steps in which the float model loses little, `saturations` counts them by population;
+    `dataset` is the one that was compared on, whose training images calibrate."""
+    options, why = _options(factor, graph, enough, TEST_ONLY.get(dataset, dataset), saturations)
     if not options:
         return Advice(factor, why)
     return Advice(factor, f"compile with {' '.join(options)}, the rest as it is: {why}", options)
@@ -79,22 +81,20 @@ def _options(factor: str, graph: Graph, enough: int | None, dataset: str, satura
         return ("--timing", "exact"), "every population then makes the model's own steps, at more ticks"
     if factor == "saturation":
         return _saturation_options(graph, saturations, bits, calibrated)
-    if calibrated:
-        return (
-            (),
-            f"units are as fine as the images allow: train with {'a leak of k/4096 and' if factor == 'leak' else ''} larger thresholds",
-        )
-    return ("--calibrate", dataset), "room for real inputs instead of the worst case leaves finer units"
+    if not calibrated:
+        return ("--calibrate", dataset), "room for real inputs instead of the worst case leaves finer units"
+    wish = "a leak of k/4096 and larger thresholds" if factor == "leak" else "larger thresholds"
+    return (), f"units are as fine as the images allow: train with {wish}"
 
 
 def _input_options(graph: Graph, hosted: bool, calibrated: bool, dataset: str) -> tuple[tuple[str, ...], str]:
     source = graph.of_kind("input")[0]
     levels = round(graph.scale("forward", source.name))
-    if levels < (EVENT_LEVELS if source.events else LARGEST_PIXEL):
-        return ("--set", f"quantize.input_levels={EVENT_LEVELS if source.events else LARGEST_PIXEL}"), f"{levels} input levels are coarse"
+    if levels < LARGEST_PIXEL:
+        return ("--set", f"quantize.input_levels={LARGEST_PIXEL}"), f"{levels} input levels are coarse"
     if not hosted:
         if source.events:
-            return ("--set", f"quantize.input_levels={LARGEST_PIXEL}"), f"{levels} input levels are coarse"
+            return (), f"events on the chip have no more than {levels} levels: scale them to fill these"
         return ("--input", "bias", "--set", f"quantize.input_levels={FINE_LEVELS}"), "the host multiplies finer levels than 8 bits"
     if not calibrated:
         return ("--calibrate", dataset), "room for real currents instead of the worst case leaves finer steps"

@@ -16,10 +16,13 @@ NAMES = ("digits", "mnist-1k")
 DIGITS_TRAINING = 1297
 """`digits`: the first 1,297 images are for training, the last 500 for testing."""
 
+TEST_ONLY = {"mnist-1k": "mnist"}
+"""Sets of test images, and the set that their training images are in."""
+
 
 def load(name: str, split: str) -> Dataset:
-    if name == "mnist-1k" and split == "train":
-        raise UsageError("'mnist-1k' holds test images only: train on 'mnist'")
+    if name in TEST_ONLY and split == "train":
+        raise UsageError(f"'{name}' holds test images only: train on '{TEST_ONLY[name]}'")
     content = (files("toolchain") / "samples" / f"{name}.npz").read_bytes()
     with np.load(BytesIO(content), allow_pickle=False) as arrays:
         pixels, labels = arrays["images"], arrays["labels"]
