@@ -244,7 +244,7 @@ def _found(place: Place, sheet: Sheet, wanted: Array) -> Place | None:
     for candidate in (own, msgspec.structs.replace(own, form="same")):
         try:
             found = taken(candidate, field)
-        except (ValueError, IndexError):
+        except (ValueError, IndexError):  # another form may fit
             continue
         if found.tobytes() == np.ascontiguousarray(wanted).tobytes():
             return candidate
@@ -265,7 +265,7 @@ def _tensors(path: Path, graph: nir.NIRGraph, entry: Entry) -> dict[str, Array]:
     for name, place in entry.places.items():
         try:
             found[name] = taken(place, _field(graph.nodes, place))
-        except (KeyError, AttributeError, ValueError, IndexError, TypeError, OverflowError) as error:
+        except (KeyError, AttributeError, ValueError, IndexError, TypeError, ArithmeticError) as error:
             said = " ".join(str(error).split())[:200]
             raise ArtifactError(
                 f"'{path}' does not hold tensor '{name}' in node '{place.node}' as it says ({said}): export it again"

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 DT = 1e-4
 """Seconds of a model step in the files' time constants, as snnTorch and SpikingJelly have it."""
 
+LARGEST_TENSOR = 2**29
+"""Values of a tensor that a node holds."""
+
 KEY = "fsnn"
 """The name of our entry in a node's and in a file's metadata."""
 
@@ -489,9 +492,15 @@ def _ungrouped(weight: Array, groups: int) -> Array:
 
 
 def taken(place: Place, field: Array) -> Array:
-    """The tensor at `place`, of the node's `field`; ValueError where its shape does not fit."""
-    values = np.ldexp(np.asarray(field, np.float64), -place.exponent)
-    return np.ascontiguousarray(_FORMS[place.form](place, values).reshape(place.shape).astype(np.dtype(place.dtype)))
+    """The tensor at `place`, of the node's `field`; ValueError where its shape does not fit, or a value is none of the tensor's type."""
+    dtype = np.dtype(place.dtype)
+    if dtype.kind not in "iuf" or not 0 < prod(place.shape) <= LARGEST_TENSOR or place.groups < 1:
+        raise ValueError(f"no tensor has type {dtype} and shape {place.shape}")
+    values = _FORMS[place.form](place, np.ldexp(np.asarray(field, np.float64), -place.exponent)).reshape(place.shape)
+    found = np.ascontiguousarray(values.astype(dtype))
+    if not np.array_equal(found.astype(np.float64), values):
+        raise ValueError(f"its values are none of type {dtype}")
+    return found
 
 
 def _from_groups(place: Place, values: Array) -> Array:

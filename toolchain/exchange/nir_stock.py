@@ -88,9 +88,7 @@ class Approximated:
         )
 
 
-def export(
-    model: Model, source: Source, path: Path, *, dataset: str, samples: int, data_dir: str | Path | None
-) -> Approximated:
+def export(model: Model, source: Source, path: Path, *, dataset: str, samples: int, data_dir: str | Path | None) -> Approximated:
     """Write `source` to `path` for readers of NIR's own nodes, and measure it; DesignRuleError, with every reason, where such nodes cannot say it at all."""
     from toolchain.exchange import nir_torch
 
