@@ -272,7 +272,7 @@ class _Run:
         self.last.append(before.logits)
 
     def row(self, name: str) -> Factor:
-        meaning = f"{self._board.integers.phase('forward').time_steps} steps" if name == STEPS else MEANINGS[name]
+        meaning = f"T {self._board.integers.phase('forward').time_steps} instead of many" if name == STEPS else MEANINGS[name]
         tally = self._cumulative[name]
         return Factor(name, meaning, tally.accuracy, tally.change(), self._alone[name].change())
 

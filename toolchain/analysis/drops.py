@@ -184,7 +184,7 @@ class AccuracyBudget:
     def _drop_line(self) -> str:
         start = f"in equilibrium ({self.baseline.time_steps:,} float steps)" if self.baseline.residual is not None else "in floats"
         return (
-            f"accuracy: {100 * self.baseline.accuracy:.2f} % {start}, {100 * self.accuracy:.2f} % on {self.target} in {self.time_steps} steps: "
+            f"accuracy: {100 * self.baseline.accuracy:.2f} % {start}, {100 * self.accuracy:.2f} % on {self.target}, T {self.time_steps}: "
             f"{points(self.total.drop)} points lost {interval(self.total)}, n = {self.samples:,} of {self.dataset}"
         )
 
