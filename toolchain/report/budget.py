@@ -131,7 +131,7 @@ def _waterfall(budget: AccuracyBudget) -> Picture:
             axes.barh(y, -100 * row.alone.drop, left=before, height=0.72, facecolor="none", edgecolor="black", linewidth=1.1)
             axes.plot([before - 100 * change.low, before - 100 * change.high], [y, y], color=GREY, linewidth=2, alpha=0.8)
             axes.plot([after], [y], "|", color=colour, markersize=16, markeredgewidth=2.5)
-            axes.annotate(_signed(change.drop), (after, y - 0.38), (0, 2), textcoords="offset points", ha="center", fontsize=12, bbox=LABEL)
+            axes.annotate(_signed(change.drop), (after, y - 0.38), (0, 4), textcoords="offset points", ha="center", fontsize=12, bbox=LABEL)
         axes.plot([100 * levels[-1]] * 2, [len(names) - 2, len(names) - 1], color=GREY, linewidth=1, zorder=0)
         for y, value in ((0, levels[0]), (len(names) - 1, levels[-1])):
             axes.annotate(f"{100 * value:.2f}", (100 * value, y), (0, 12), textcoords="offset points", ha="center", fontsize=13, bbox=LABEL)
