@@ -273,10 +273,10 @@ class _Session:
             yield _Running(target.name, run)
 
     def _chunks(
-        self, graph: Graph, pairs: list[Pair], running: Sequence[_Running], inputs: Array, wrong: Array | None, name: str
+        self, graph: Graph, pairs: list[Pair], running: Sequence[_Running], inputs: Array, wrong: Array | None, name: str, size: int = CHUNK
     ) -> list[Pair]:
-        for first in range(0, len(inputs), CHUNK):
-            part = slice(first, first + CHUNK)
+        for first in range(0, len(inputs), size):
+            part = slice(first, first + size)
             pairs = self._chunk(graph, pairs, running, inputs[part], Samples(name, first), wrong=None if wrong is None else wrong[part])
         return pairs
 
@@ -348,7 +348,9 @@ class _Session:
             if len(running) > 1 and running[0].name not in self._lacks:
                 pairs = [Pair(running[0].name, other.name, not_compared=self._lacking(other.name)) for other in running[1:]]
                 wrong = variant.errors if "feedback" in self._phases else None
-                pairs = self._chunks(variant.graph, pairs, running, variant.inputs, wrong, f"variant {variant.name}, probe")
+                pairs = self._chunks(
+                    variant.graph, pairs, running, variant.inputs, wrong, f"variant {variant.name}, probe", probing.SAMPLES
+                )
         return VariantFound(variant, tuple(pairs), not_run)
 
 
