@@ -495,6 +495,7 @@ def learn(
     )
 )
 def export(
+    context: typer.Context,
     model: Model,
     format: Annotated[str, typer.Option(metavar="nir|onnx|netx", help="What to write; netx is lava-dl's.")],
     output: Annotated[
@@ -514,6 +515,8 @@ def export(
     What the format would silently lose is refused, and said. A NIR file holds the exact network, a part of it in metadata; with --approximate it is one for readers
     of NIR's own nodes, which reset to zero, and so are all netx files: their loss is listed, and measured against the exact graph.
     """
+    if format == "nir" and not approximate:
+        _unused(context, "an exact NIR file, which loses nothing to measure", ("dataset", "samples", "data_dir"))
     outcome = toolchain.export(
         model,
         format=format,
@@ -530,7 +533,7 @@ def export(
 @app.command(
     "import",
     epilog=_examples(
-        "import mnist-fc.nir -o mnist-fc.fsnn",
+        "import mnist-fc.nir -o runs/mnist-fc",
         "import snntorch.nir --time-steps 25 --reset subtract-delayed -o runs/imported",
         "import relu.onnx --calibrate fashion-mnist --dataset fashion-mnist --feedback -o runs/imported",
         "import x.nir --json",
