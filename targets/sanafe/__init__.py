@@ -106,7 +106,7 @@ def _phase_problems(graph: Graph, phase: Phase) -> list[str]:
                 f"{where} has delay {synapse.delay}: SANA-FE's dendrites hold spikes back for 1 to {LARGEST_DELAY} ticks, so connect nearer populations"
             )
     problems += [
-        f"population '{name}' can add up more than {LARGEST_SUM:,} in phase '{phase.name}', which SANA-FE cannot count: use fewer weight bits"
+        f"population '{name}' can add up more than {LARGEST_SUM:,} in phase '{phase.name}', which SANA-FE cannot count: lower the width of what feeds it"
         for name in phase.order
         if graph.population(name).kind != "input" and largest_total(graph, phase, name) > LARGEST_SUM
     ]

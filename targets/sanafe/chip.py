@@ -219,7 +219,7 @@ class Chip:
         bias = np.asarray(state.current, np.float64) * scale
         if (bias.astype(np.float32) != bias).any():
             raise DesignRuleError(
-                f"population '{name}' gets a current of more than 24 bits, and SANA-FE reads currents in single precision: lower the scale of its unit"
+                f"population '{name}' gets a current of more than 24 bits, and SANA-FE reads currents in single precision: join its biases into smaller ones"
             )
         common: dict[str, float] = {}
         if state.on != found.on:

@@ -113,7 +113,7 @@ class Run:
             steps[name] = self._couple(plan, name, recording, sample)
         for name in plan.order:
             if name not in steps and self.graph.population(name).kind == "readout":
-                steps[name] = self._host_readout(plan, name, steps)
+                steps[name] = self._host_readout(plan, name, steps, sample)
         return _summed(plan, {name: steps[name] for name in plan.order if name in steps}, trace=self._trace)
 
     def _couple(self, plan: Phase, name: str, recording: Recording, sample: int) -> History:
@@ -131,7 +131,7 @@ class Run:
         shape = (plan.time_steps, 1, *population.shape)
         return History(spikes.astype(np.int8).reshape(shape), potentials.reshape(shape))
 
-    def _host_readout(self, plan: Phase, name: str, steps: Mapping[str, History]) -> History:
+    def _host_readout(self, plan: Phase, name: str, steps: Mapping[str, History], sample: int) -> History:
         """A readout of which no core holds a neuron: the host adds up what its source sent."""
         population, dynamics, timing = self.graph.population(name), plan.dynamics[name], plan.timing
         (synapse,) = (s for s in plan.synapses if s.target == name)
@@ -139,13 +139,14 @@ class Run:
         made = fixed.apply(synapse.ops, self.graph.tensors, sent, population.shape, integer=True)
         arrived = timing.start.get(synapse.source, 0) + np.arange(plan.time_steps) * timing.period + synapse.delay
         own = timing.start.get(name, 0) + np.arange(plan.time_steps) * timing.period
-        potential, rows = np.zeros((1, *population.shape), np.int64), []
+        potential, rows, totals = np.zeros((1, *population.shape), np.int64), [], []
         for last, now in zip((-1, *own[:-1]), own, strict=True):
             current = made[(arrived > last) & (arrived <= now)].sum(axis=0, dtype=np.int64, keepdims=True)
             after = fixed.step(potential, current, dynamics, integer=True)
             potential = after.potential
             rows.append(potential)
-            _require_room(plan, name, potential + after.saturated, 0)
+            totals.append(potential + after.saturated * np.sign(potential))
+        _require_room(plan, name, np.stack(totals), sample)
         return History(np.zeros((plan.time_steps, 1, *population.shape), np.int8), np.stack(rows))
 
 
@@ -190,8 +191,8 @@ def _require_room(plan: Phase, name: str, totals: Array, sample: int) -> None:
     over = np.argwhere(np.abs(totals) > POTENTIAL_LIMIT)
     if len(over):
         raise DesignRuleError(
-            f"population '{name}' passes 24 bits at step {over[0][0] + 1} of the {plan.name} phase, sample {sample}: the chip clamps there and SANA-FE does not, so its "
-            "spikes would differ; lower the scale of its unit (--weight-bits), or run target sim"
+            f"population '{name}' passes 24 bits at step {over[0][0] + 1} of the {plan.name} phase, sample {sample} (from 0) of those given: the chip clamps there and SANA-FE does not, so its "
+            "spikes would differ; compile without --calibrate, which leaves room for any input, or run target sim"
         )
 
 
