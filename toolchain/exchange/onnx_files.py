@@ -1,7 +1,8 @@
-"""ONNX files of others, read with care: one file, nothing beside it, and no array larger than the bytes that are there for it."""
+"""ONNX files of others, read with care: no array is larger than the bytes that are there for it, and of other files only FILE.onnx.data, where PyTorch puts the weights of FILE.onnx."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -42,7 +43,11 @@ def read(path: Path) -> ModelProto:
         raise ArtifactError(f"'{path}' holds no nodes: it is damaged or no ONNX file, export it again")
     if nodes > MOST_NODES:
         raise ArtifactError(f"'{path}' has {nodes:,} nodes, more than {MOST_NODES:,}: it is no network of neurons")
+    total = size
     for tensor in _tensors(model.graph):
+        total += _fetch(tensor, path)
+        if total > LARGEST_FILE:
+            raise ArtifactError(f"'{path}' and its weights have more than 2 GiB: import a smaller network")
         _check_tensor(tensor, path)
     try:
         onnx.checker.check_model(model)
@@ -100,15 +105,42 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
                 yield from (attribute.t, *attribute.tensors) if attribute.HasField("t") or attribute.tensors else ()
 
 
+def _fetch(tensor: TensorProto, path: Path) -> int:
+    """Bring the bytes of a tensor that lies in FILE.onnx.data into the tensor itself, and say how many they are; ArtifactError for any other place."""
+    from onnx import TensorProto
+
+    if tensor.data_location != TensorProto.EXTERNAL and not tensor.external_data:
+        return 0
+    where, own = f"'{path}': tensor '{tensor.name}'", path.with_name(f"{path.name}.data")
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if entries.get("location") != own.name:
+        raise ArtifactError(
+            f"{where} lies in another file, and beside '{path.name}' only '{own.name}' is read: export it in one file (torch.onnx.export(..., external_data=False))"
+        )
+    try:
+        offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
+        with os.fdopen(os.open(own, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+            there = os.fstat(stream.fileno()).st_size
+            if not (0 <= offset <= there and 0 <= length <= there - offset):
+                raise ArtifactError(
+                    f"{where} should lie at byte {offset:,} of '{own}', {length:,} bytes long, which has {there:,}: export it again"
+                )
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length)
+    except ValueError:
+        raise ArtifactError(f"{where} does not say where it lies in '{own}': export it again") from None
+    except OSError as error:
+        raise ArtifactError(f"{where} lies in '{own}', which cannot be read ({error.strerror}): put it beside '{path.name}'") from None
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+    return length
+
+
 def _check_tensor(tensor: TensorProto, path: Path) -> None:
     """Its shape and its bytes agree, before anything is made of them."""
     from onnx import TensorProto, helper
 
     where = f"'{path}': tensor '{tensor.name}'"
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise ArtifactError(
-            f"{where} lies in another file, and only what is in the file itself is read: export it in one file (torch.onnx.export(..., external_data=False))"
-        )
     if any(size < 0 for size in tensor.dims):
         raise ArtifactError(f"{where} has the shape {list(tensor.dims)}: export the file again")
     if tensor.data_type == TensorProto.STRING or not tensor.HasField("raw_data"):
