@@ -244,3 +244,25 @@ def test_the_first_row_is_beside_the_chain(artefact, digits):
     assert plain.arithmetic is None
     assert "beside it: float32 of torch on a GPU" in found.to_text()
     assert isinstance(Comparison("x", (), 0.0, None, budget=found).budget, type(found))
+
+
+@pytest.mark.parametrize(
+    ("name", "timing"),
+    [
+        ("mnist-dsr", "exact"),
+        ("mnist-ottt-a", "pipelined"),
+        ("mnist-saf-e", "exact"),
+        ("fashion-fc", "pipelined"),
+        ("mnist-fc2", "pipelined"),
+        ("lenet", "pipelined"),
+    ],
+)
+def test_trained_networks_close(name, timing):
+    """Units that differ between layers (DSR), leaks, weighted readouts, loops across layers, convolutions and pools."""
+    images = data.load("mnist-1k", samples=4)
+    start = lowered(find(name))
+    integers = LOIHI_PIPELINE.with_options(quantize={"weight_bits": 4}, retime={"mode": timing})(start)
+    found = accuracy_budget(FLOAT_PIPELINE.until("adjoint")(start), integers, np.asarray(images.images), images.labels)
+    assert found.closing.passed
+    assert found.closing.compared > 0
+    assert sum(row.cumulative.drop for row in found.rows) == pytest.approx(found.total.drop)
