@@ -225,8 +225,8 @@ def weight(change: Change) -> tuple[float, int, float]:
 
 
 def points(drop: float) -> str:
-    """A fraction of 1 as points of accuracy."""
-    return f"{100 * drop + 0.0:.2f}"
+    """A fraction of 1 as points of accuracy; what rounds to 0 has no sign."""
+    return f"{round(100 * drop, 2) + 0.0:.2f}"
 
 
 def interval(change: Change) -> str:
