@@ -127,14 +127,15 @@ READINGS = (
 )
 
 
-def compared(graph: Graph, pair: Pair, a: Result, b: Result, samples: Samples) -> Pair:
-    """Everything that two results of one phase, of the targets that `pair` names, disagree about: step by step, or in total where one of them keeps no history."""
+def compared(graph: Graph, pair: Pair, a: Result, b: Result, samples: Samples, *, totals: bool = False) -> Pair:
+    """Everything that two results of one phase, of the targets that `pair` names, disagree about: step by step, or in total where one of them keeps no history (which is
+    said) or where `totals` asks for no more."""
     phase = graph.phase(a.phase)
     total, found = Pair(pair.a, pair.b), []
     for place, name in enumerate(name for name in phase.order if graph.population(name).kind != "input"):
         kind = graph.population(name).kind
         for reading in READINGS if kind in SENDING else READINGS[1:]:
-            values, by_step, lacking = _both(pair, a, b, name, reading)
+            values, by_step, lacking = _both(pair, a, b, name, reading._replace(history=None) if totals else reading)
             total = replace(total, not_compared=(*total.not_compared, *(f"{sentence} in the {a.phase} phase" for sentence in lacking)))
             if values is None:
                 continue

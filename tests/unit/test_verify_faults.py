@@ -463,3 +463,18 @@ def test_every_planted_fault_is_found_and_named(kind, random_graph, monkeypatch)
                 (trial, made.graph.provenance.model, fault.what, None if first is None else first.to_text("a", "b"), found.coverage.share)
             )
     assert missed == []
+
+
+@pytest.mark.lava
+@pytest.mark.parametrize(("kind", "trial"), [("weight", 0), ("threshold", 1), ("stride", 3), ("leak", 5), ("delay", 4)])
+def test_lava_with_a_fault_in_its_copy_is_found_out(kind, trial, random_graph, monkeypatch):
+    from toolchain.targets.lava_sim import LAVA_SIM
+
+    for number in range(trial, trial + 20):
+        made, fault, _ = drawn(random_graph, kind, number)
+        if fault.step is None and not LAVA_SIM.check(fault.change(made.graph)):
+            break  # Lava has no delay below one tick, and its leak cannot be told to round otherwise
+    monkeypatch.setattr(targets, "entry_points", lambda group: [Entry(Faulty(fault, LAVA_SIM))])
+    found = toolchain.verify(made, targets=("sim", "faulty"), dataset="digits", samples=2, probes=4)
+    assert not found.passed
+    assert (found.first_difference.phase, found.first_difference.population) in fault.where
