@@ -258,7 +258,7 @@ def _norm(reading: Reading, node: Node) -> Value:
 
 def _added(reading: Reading, node: Node) -> Value:
     first, second = (reading.values.get(name) for name in node.inputs[:2])
-    if isinstance(first, tuple) and isinstance(second, tuple):
+    if isinstance(first, tuple) and isinstance(second, tuple) and node.kind in ("Add", "Sub"):
         return _sum(node, first, second, -1.0 if node.kind == "Sub" else 1.0)
     return _with_constant(reading, node, first, second)
 
