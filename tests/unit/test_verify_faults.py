@@ -248,31 +248,40 @@ def readers(graph: Graph, key: str) -> frozenset[tuple[str, str]]:
 
 
 def weight_fault(graph: Graph, draw: np.random.Generator) -> Fault | None:
-    """One entry of any tensor but the readout's bias, which the host adds to the logits; of host weights too, and of biases."""
+    """One entry of any tensor but the readout's bias, which the host adds to the logits: weights on the chip and of the host, and biases. Every other time only the
+    copy that one synapse of one phase reads is wrong, as where a target lays the feedback phase's transposed weights out anew."""
     keys = [key for key in sorted(graph.tensors) if np.issubdtype(graph.tensors[key].dtype, np.integer)]
     key = str(draw.choice(keys))
-    size = graph.tensors[key].size
-    i = int(draw.integers(size))
-    if not any(entry_reachable(graph, key, i)):
+    i = int(draw.integers(graph.tensors[key].size))
+    places = [(phase.name, n) for phase in graph.phases for n, s in enumerate(phase.synapses) if key in map(weight_of, s.ops)]
+    only = places[int(draw.integers(len(places)))] if places and draw.random() < 0.5 else None
+    if not any(entry_reachable(graph, key, i, only)):
         return None  # it lies in the padding at every place, or its spikes come too late: no arithmetic sees it
     limits = np.iinfo(graph.tensors[key].dtype)
-    by = int(draw.choice([-1, 1]))
-    value = int(graph.tensors[key].reshape(-1)[i])
-    by = by if limits.min <= value + by <= limits.max else -by
-    if key.endswith("bias") and not -4096 <= value + by <= 4095 and graph.tensors[key].dtype == np.int16:
-        by = -by
+    value, by = int(graph.tensors[key].reshape(-1)[i]), int(draw.choice([-1, 1]))
+    low, high = (-4096, 4095) if key.endswith("bias") and graph.tensors[key].dtype == np.int16 else (limits.min, limits.max)
+    by = by if low <= value + by <= high else -by
 
     def change(g: Graph) -> Graph:
         tensor = g.tensors[key].copy()
         tensor.reshape(-1)[i] += by
-        return msgspec.structs.replace(g, tensors={**g.tensors, key: frozen(tensor)})
+        if only is None:
+            return msgspec.structs.replace(g, tensors={**g.tensors, key: frozen(tensor)})
+        phase, n = only
+        ops = tuple(msgspec.structs.replace(op, weight="copy") if weight_of(op) == key else op for op in g.phase(phase).synapses[n].ops)
+        return with_synapse(msgspec.structs.replace(g, tensors={**g.tensors, "copy": frozen(tensor)}), phase, n, ops=ops)
 
-    return Fault(f"{key}[{i}] {by:+d}", readers(graph, key), change)
+    where = readers(graph, key) if only is None else frozenset({(only[0], graph.phase(only[0]).synapses[only[1]].target)})
+    return Fault(f"{key}[{i}] {by:+d}" + (f" in {only[0]} only" if only else ""), where, change)
 
 
-def entry_reachable(graph: Graph, key: str, i: int) -> list[bool]:
-    rows = Counter(graph, [phase.name for phase in graph.phases])._entries.values()
-    return [bool(row.reachable.reshape(-1)[i]) for row in rows if row.tensor == key]
+def entry_reachable(graph: Graph, key: str, i: int, only: tuple[str, int] | None) -> list[bool]:
+    rows = Counter(graph, [phase.name for phase in graph.phases])._entries.items()
+    return [
+        bool(row.reachable.reshape(-1)[i])
+        for (phase, where, number, _), row in rows
+        if row.tensor == key and (only is None or ((phase, number) == only and " -> " in where and "host" not in where))
+    ]
 
 
 def couple_of(graph: Graph, draw: np.random.Generator, *, readout: bool = False) -> tuple[str, str]:
