@@ -1,7 +1,7 @@
-"""Links that leave docs/ for a file of the repository lead to a page that shows the file; `<!-- from FILE: NAME -->` shows a marked part of one.
+"""Links that leave docs/ for a file or folder of the repository lead to a page that shows it; `<!-- from FILE: NAME -->` shows a marked part of one.
 
 A page keeps the relative links that work in the repository. While the pages are built, each file they reach is published under source/ (Markdown as a page, a notebook
-as its cells, anything else as code), and the links lead there.
+as its cells, a folder as a list, anything else as code), and the links lead there.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _uri(target: str, place: str, page: str) -> str | None:
     """The page that shows a file of the repository; None for a page of docs/ itself."""
     if target.startswith(f"{DOCS}/"):
         return None
-    if not (ROOT / target).is_file():
-        raise PluginError(f"'{page}' links to '{target}', which is no file of the repository: correct the link in {place}")
+    if not (ROOT / target).exists():
+        raise PluginError(f"'{page}' links to '{target}', which is no file or folder of the repository: correct the link in {place}")
     return f"{PUBLISHED}/{target}" if target.endswith(".md") else f"{PUBLISHED}/{target}.md"
 
 
@@ -104,7 +104,11 @@ def _with_parts(text: str, place: str) -> str:
 
 
 def _shown(target: str) -> str:
-    """A file of the repository as a page."""
+    """A file of the repository as a page; a folder as the list of its files."""
+    if (ROOT / target).is_dir():
+        files = sorted(path.name for path in (ROOT / target).iterdir() if path.is_file() and path.suffix in (".md", ".ipynb", *LANGUAGES))
+        name = posixpath.basename(target)
+        return f"# {name}\n\n`{target}`\n\n" + "".join(f"- [{file}]({name}/{file})\n" for file in files)
     text = (ROOT / target).read_text("utf-8")
     if target.endswith(".md"):
         return text
