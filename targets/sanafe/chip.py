@@ -226,11 +226,13 @@ class Chip:
             common["threshold"] = self._threshold(own) if state.on else NEVER
         if state.leak != found.leak:
             common["leak_decay"] = state.leak
-        before = np.asarray(found.current, np.float64) * scale
-        changed = range(len(bias)) if common else np.flatnonzero(bias != before).tolist()
+        differs = bias != np.asarray(found.current, np.float64) * scale
         neurons = self._neurons[name]
-        for i in changed:
-            neurons[i].set_attributes(model_attributes={**common, "bias": float(bias[i])})
+        if common:
+            for neuron in (neurons[i] for i in np.flatnonzero(~differs).tolist()):
+                neuron.set_attributes(model_attributes=common)
+        for i in np.flatnonzero(differs).tolist():
+            neurons[i].set_attributes(model_attributes=common | {"bias": float(bias[i])})
         self._written[name] = state
 
     def _threshold(self, own: Numbers | None) -> float:
