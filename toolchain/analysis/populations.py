@@ -49,7 +49,8 @@ class Gap:
     difference  mean |rate difference| over samples and neurons; of a relay of its mean values in the model's unit, of a readout of its logits
     relative    the same over the float graph's mean |rate|
     off         share of couples (over samples) whose spike count is off by more than one; None for relays and readouts, which do not spike
-    potential   root mean square difference of the potentials over all steps, over the threshold; of relays and readouts over the float graph's own potentials
+    potential   mean |difference| of a couple's potentials over all steps, in thresholds, counted as one threshold at most (far below it nothing is decided); of relays and
+                readouts the root mean square difference over that of the float graph's own
     worst       the neurons with the largest differences, the largest first
     """
 
@@ -169,7 +170,7 @@ class _Sums:
 
     apart: Floats
     far: Floats
-    squares: float = 0.0
+    potentials: float = 0.0
 
 
 @dataclass
@@ -206,7 +207,11 @@ class Gaps:
             self._rows[name].squares += float(self._last[name].square().sum())
         else:
             steps = self._run.graph(copy).scale(self._phase.name, name) / self._run.floats.scale(self._phase.name, name)
-            self._rows[name].copies[copy].squares += float((potential.to(torch.float64) / steps - self._last[name]).square().sum())
+            apart = potential.to(torch.float64) / steps - self._last[name]
+            couple = self._run.floats.population(name).kind == "couple"
+            threshold = float(self._phase.dynamics[name].threshold)
+            measured = apart.abs().div(threshold).clamp(max=1) if couple else apart.square()
+            self._rows[name].copies[copy].potentials += float(measured.sum())
 
     def add(self, kept: Kept) -> None:
         """A chunk is done: `kept` has what each copy left behind."""
@@ -231,11 +236,10 @@ class Gaps:
         gaps: Mapping[Copy, Gap] = {copy: self._gap(name, row, mean, sums) for copy, sums in row.copies.items()}
         return PopulationError(self._phase.name, name, population.kind, mean, gaps["entire"], gaps["single"])
 
-    def _potentials(self, name: str, row: _Row) -> float:
-        """The sum of squares that differences of potentials are measured by."""
-        threshold = float(self._phase.dynamics[name].threshold)
-        count = self._samples * self._phase.time_steps * prod(self._run.floats.population(name).shape)
-        return count * threshold**2 if self._run.floats.population(name).kind == "couple" else row.squares
+    def _potential(self, name: str, row: _Row, sums: _Sums) -> float:
+        if self._run.floats.population(name).kind != "couple":
+            return sqrt(_over(sums.potentials, row.squares))
+        return sums.potentials / (self._samples * self._phase.time_steps * len(sums.apart))
 
     def _gap(self, name: str, row: _Row, mean: float, sums: _Sums) -> Gap:
         population = self._run.floats.population(name)
@@ -245,7 +249,7 @@ class Gaps:
             difference=float(apart.mean()),
             relative=_over(float(apart.mean()), mean),
             off=float(sums.far.mean()) / self._samples if population.kind == "couple" else None,
-            potential=sqrt(_over(sums.squares, self._potentials(name, row))),
+            potential=self._potential(name, row, sums),
             worst=tuple(Neuron(_place(int(i), population.shape), float(apart[i])) for i in order if apart[i] > 0),
         )
 

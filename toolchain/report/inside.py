@@ -130,7 +130,7 @@ def _population_table(found: Populations) -> str:
         for row in found.rows
     ]
     caption = (
-        "Readout: of logits, relays: of values. Potential: root mean square difference at all steps over the threshold (readout, relays: over their own size); "
+        "Readout: of logits, relays: of values. Potential: mean |difference| at all steps in thresholds, one at most (readout, relays: root mean square over their own size); "
         "spikes that come a step early or late move it without moving rates."
     )
     return table(head, cells, caption)
