@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +26,8 @@ from toolchain.targets.reference import Reference
 nir = pytest.importorskip("nir", reason="nir is not installed: pip install nir")
 pytest.importorskip("nirtorch", reason="nirtorch is not installed: pip install nirtorch")
 h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install h5py")
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def network(kind: str) -> FeedbackSNN:
@@ -389,3 +396,17 @@ def test_commands(tmp_path, monkeypatch, capsys):
     ):
         code, _, error = command(line)
         assert (code, said in error) == (2, True), error
+
+
+def test_the_page(tmp_path):
+    """Its commands of networks that come with the package, and its Python."""
+    page = (ROOT / "docs" / "exchange.md").read_text()
+    commands = page.partition("```bash\n")[2].partition("```")[0].splitlines()
+    script = page.partition("### In nirtorch")[2].partition("```python\n")[2].partition("```")[0]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for words in (*(["-m", *shlex.split(command)] for command in commands if " nir " in command or ".nir" in command), ["-c", script]):
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(30, 100, 32) ")

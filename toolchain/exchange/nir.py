@@ -23,7 +23,8 @@ from toolchain.compiler import lowered
 from toolchain.config import Config, Training
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.exchange import nir_files, nir_nodes
-from toolchain.exchange.nir_nodes import DT, KEY, Place, Sheet, taken
+from toolchain.exchange.nir_nodes import DT, KEY, Sheet
+from toolchain.exchange.nir_places import Place, taken
 from toolchain.files import ready_folder, replace_file
 from toolchain.ir import Array, Graph
 from toolchain.source import Model, Source

@@ -27,8 +27,9 @@ from toolchain.config import Config, Training
 from toolchain.errors import GraphError, UsageError, unknown
 from toolchain.exchange import nir as files
 from toolchain.exchange.nir_nodes import DT
-from toolchain.ir import LARGEST_STEPS, Array
-from toolchain.network import Chain, Connection, Feedback, Network, Neuron, Part, Skip
+from toolchain.exchange.nir_parts import Made, joined, parts_of, tensors_of, with_bias
+from toolchain.ir import LARGEST_STEPS
+from toolchain.network import Feedback, Network, Neuron, Skip
 
 if TYPE_CHECKING:
     import nir
@@ -68,14 +69,6 @@ class Way:
     source: str
     target: str
     nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A part of a connection with its weights by their names in the part."""
-
-    part: Part
-    tensors: dict[str, Array]
 
 
 def import_(
@@ -325,11 +318,11 @@ class _Reader:
         found = Network(
             name=self.name,
             input_shape=input_shape,
-            input=_joined(forward[0]),
-            hidden=tuple(_joined(forward[i]) for i in range(1, len(layers))),
-            readout=None if readout is None else _joined(readout),
-            feedback=tuple(Feedback(source, target, _joined(made)) for source, target, made in loops),
-            skips=tuple(Skip(None if source < 0 else source, target, _joined(made)) for source, target, made in skips),
+            input=joined(forward[0]),
+            hidden=tuple(joined(forward[i]) for i in range(1, len(layers))),
+            readout=None if readout is None else joined(readout),
+            feedback=tuple(Feedback(source, target, joined(made)) for source, target, made in loops),
+            skips=tuple(Skip(None if source < 0 else source, target, joined(made)) for source, target, made in skips),
             neuron=first,
             time_steps=steps,
             weighted_readout=weighted,
@@ -339,7 +332,7 @@ class _Reader:
             f"skip.{i}": made for i, (_, _, made) in enumerate(skips)
         }
         named |= {} if readout is None else {"readout": readout}
-        tensors = {f"{path}.{field}": value for name, made in named.items() for path, field, value in _tensors(name, made)}
+        tensors = {f"{path}.{field}": value for name, made in named.items() for path, field, value in tensors_of(name, made)}
         for name, value in tensors.items():
             if not np.isfinite(value).all():
                 raise GraphError(f"'{name}' holds NaN or infinite values: correct the file")
@@ -395,7 +388,7 @@ class _Reader:
             if self._kind(node) == "Delay":
                 late += float(np.max(np.asarray(self.nodes[node].delay, np.float64)))
                 continue
-            made += self._parts(node)
+            made += parts_of(node, self.nodes[node])
         if late and (not delayed or abs(late / self.dt - 1) > 1e-3):
             named = next(node for node in way.nodes if self._kind(node) == "Delay")
             raise GraphError(f"node '{named}' delays by {late / self.dt:g} steps of {self.dt:g} s: only loops are late here, by one step")
@@ -411,82 +404,6 @@ class _Reader:
         )
         return made
 
-    def _parts(self, node: str) -> list[Made]:
-        """What a node becomes; a new kind is one more branch."""
-        kind, value = self._kind(node), self.nodes[node]
-        if kind == "Flatten":
-            shape, made = np.asarray(value.input_type["input"]).reshape(-1), np.asarray(value.output_type["output"]).reshape(-1)
-            if len(made) != 1 and len(made) != len(shape):
-                raise GraphError(f"node '{node}' folds {tuple(shape)} into {tuple(made)}: only a whole image becomes a row here")
-            return []  # a Linear takes images as rows
-        if kind in ("Affine", "Linear"):
-            weight = np.asarray(value.weight)
-            if weight.ndim != 2:
-                raise GraphError(
-                    f"node '{node}' has a weight of shape {weight.shape}: a fully connected connection needs (outputs, inputs)"
-                )
-            bias = {"bias": np.asarray(value.bias).reshape(-1)} if kind == "Affine" else {}
-            if bias and bias["bias"].shape != weight.shape[:1]:
-                raise GraphError(f"node '{node}' has {bias['bias'].size} biases for {weight.shape[0]} outputs: correct the file")
-            return [Made(network.Linear(weight.shape[1], weight.shape[0], bias=bool(bias)), {"weight": weight, **bias})]
-        if kind == "Conv2d":
-            return [self._convolution(node)]
-        if kind == "Scale":
-            return self._scaled(node)
-        sides = [self._pair(node, field) for field in ("kernel_size", "stride", "padding")]
-        if any(down != across for down, across in sides):
-            raise GraphError(f"node '{node}' pools windows of {sides[0]}, steps {sides[1]}, padding {sides[2]}: pools are square here")
-        (kernel, _), (stride, _), (padding, _) = sides
-        if min(kernel, stride) < 1 or padding < 0:
-            raise GraphError(f"node '{node}' pools windows of {kernel}, steps {stride}, padding {padding}: correct the file")
-        pool = Made(network.AvgPool2d(kernel, stride, padding), {})
-        return [pool] if kind == "AvgPool2d" else [pool, Made(network.Scale(float(kernel**2)), {})]
-
-    def _convolution(self, node: str) -> Made:
-        value = self.nodes[node]
-        weight = np.asarray(value.weight)
-        if weight.ndim != 4:
-            raise GraphError(f"node '{node}' has a weight of shape {weight.shape}: a convolution needs four axes, channels and kernel")
-        groups = int(np.asarray(value.groups))
-        stride, dilation = self._pair(node, "stride"), self._pair(node, "dilation")
-        kernel = (int(weight.shape[2]), int(weight.shape[3]))
-        if isinstance(value.padding, str):
-            spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-            if value.padding == "same" and (stride != (1, 1) or any(span % 2 for span in spans)):
-                raise GraphError(f"node '{node}' pads unevenly ('same'): give it an odd kernel and stride 1, or numbers")
-            padding = (spans[0] // 2, spans[1] // 2) if value.padding == "same" else (0, 0)
-        else:
-            padding = self._pair(node, "padding")
-        bias = np.asarray(value.bias, np.float64).reshape(-1)
-        if bias.shape != weight.shape[:1] or groups < 1 or min(*stride, *dilation) < 1 or min(padding) < 0:
-            raise GraphError(
-                f"node '{node}' has {bias.size} biases, {groups} groups, stride {stride} and padding {padding}, which fit no convolution: correct the file"
-            )
-        part = network.Conv2d(
-            weight.shape[1] * groups, weight.shape[0], kernel, stride, padding, bias=bool(bias.any()), groups=groups, dilation=dilation
-        )
-        return Made(part, {"weight": weight, **({"bias": bias} if bias.any() else {})})
-
-    def _scaled(self, node: str) -> list[Made]:
-        factors = np.asarray(self.nodes[node].scale, np.float64)
-        if factors.size and (factors == factors.reshape(-1)[0]).all():
-            return [Made(network.Scale(float(factors.reshape(-1)[0])), {})]
-        if factors.ndim != 1:
-            raise GraphError(f"node '{node}' scales each value of an image of shape {factors.shape} by itself: connections of ours do not")
-        return [Made(network.Linear(factors.size, factors.size, bias=False), {"weight": np.diag(factors)})]
-
-    def _pair(self, node: str, field: str) -> tuple[int, int]:
-        values = np.asarray(getattr(self.nodes[node], field))
-        if (
-            values.dtype.kind not in "iuf"
-            or values.size not in (1, 2)
-            or (values != np.floor(values)).any()
-            or np.abs(values).max() > 2**20
-        ):
-            raise GraphError(f"node '{node}' has {field} {getattr(self.nodes[node], field)!r}: correct the file")
-        down, across = np.broadcast_to(values.reshape(-1), (2,)).tolist()
-        return int(down), int(across)
-
     def _move_biases(self, loops: list[tuple[int, int, list[Made]]], forward: dict[int, list[Made]]) -> None:
         """A loop's bias acts from the first step on in NIR, from the second on here: it moves into the connection before, where that takes it."""
         for _, target, made in loops:
@@ -499,8 +416,8 @@ class _Reader:
                 self.warnings.append(f"the bias of a loop into layer {target + 1} acts from the second step on")
                 continue
             total = np.asarray(before.tensors.get("bias", 0.0), np.float64) + np.asarray(last.tensors["bias"], np.float64)
-            forward[target][-1] = Made(_with_bias(part, True), {**before.tensors, "bias": total})
-            made[-1] = Made(_with_bias(last.part, False), {name: value for name, value in last.tensors.items() if name != "bias"})
+            forward[target][-1] = Made(with_bias(part, True), {**before.tensors, "bias": total})
+            made[-1] = Made(with_bias(last.part, False), {name: value for name, value in last.tensors.items() if name != "bias"})
 
     def _time_steps(self, wanted: int | None) -> int:
         if wanted is None:
@@ -528,22 +445,3 @@ def _snapped(leak: float) -> float:
     """A leak whose float32 time constant lost its last digits, put right where it was a number of four decimals."""
     near = round(leak, 4)
     return near if abs(leak - near) < 1e-6 else leak
-
-
-def _with_bias(part: Any, bias: bool) -> Part:
-    import msgspec
-
-    made: Part = msgspec.structs.replace(part, bias=bias)
-    return made
-
-
-def _joined(made: list[Made]) -> Connection:
-    return made[0].part if len(made) == 1 else Chain(tuple(part.part for part in made))
-
-
-def _tensors(name: str, made: list[Made]) -> Iterator[tuple[str, str, Array]]:
-    """(path in the state dict, field, values) of a connection's weights."""
-    for index, part in enumerate(made):
-        path = name if len(made) == 1 else f"{name}.{index}"
-        for field, value in part.tensors.items():
-            yield path, field, value

@@ -17,14 +17,15 @@ Nodes are numbered in an order in which every node follows those that it needs w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from math import ceil, prod
+from collections.abc import Mapping
+from math import ceil
 from typing import TYPE_CHECKING, Any, Union
 
 import msgspec
 import numpy as np
 
 from toolchain.errors import DesignRuleError
+from toolchain.exchange.nir_places import Place
 from toolchain.ir import (
     Array,
     AvgPool2d,
@@ -52,9 +53,6 @@ if TYPE_CHECKING:
 DT = 1e-4
 """Seconds of a model step in the files' time constants, as snnTorch and SpikingJelly have it."""
 
-LARGEST_TENSOR = 2**29
-"""Values of a tensor that a node holds."""
-
 KEY = "fsnn"
 """The name of our entry in a node's and in a file's metadata."""
 
@@ -77,20 +75,6 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     steps: int = 0
     loop: bool = False
     starts: tuple[int, ...] = ()
-
-
-class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Where a tensor is found: field `field` of node `node`, divided by 2^`exponent`, as numbers of NumPy type `dtype` in `shape`. `form` says how a node has it:
-    `same`, `groups` (of a convolution in `groups` groups, whose node has none), `channels` (one value a channel, repeated over the image in the node), `spread` (one a
-    channel in the node, repeated in the tensor)."""
-
-    node: str
-    field: str
-    dtype: str
-    shape: tuple[int, ...]
-    form: str = "same"
-    exponent: int = 0
-    groups: int = 1
 
 
 class Sheet:
@@ -489,37 +473,3 @@ def _ungrouped(weight: Array, groups: int) -> Array:
         rows = slice(group * out // groups, (group + 1) * out // groups)
         whole[rows, group * into : (group + 1) * into] = weight[rows]
     return whole
-
-
-def taken(place: Place, field: Array) -> Array:
-    """The tensor at `place`, of the node's `field`; ValueError where its shape does not fit, or a value is none of the tensor's type."""
-    dtype = np.dtype(place.dtype)
-    if dtype.kind not in "iuf" or not 0 < prod(place.shape) <= LARGEST_TENSOR or place.groups < 1:
-        raise ValueError(f"no tensor has type {dtype} and shape {place.shape}")
-    values = _FORMS[place.form](place, np.ldexp(np.asarray(field, np.float64), -place.exponent)).reshape(place.shape)
-    found = np.ascontiguousarray(values.astype(dtype))
-    if not np.array_equal(found.astype(np.float64), values):
-        raise ValueError(f"its values are none of type {dtype}")
-    return found
-
-
-def _from_groups(place: Place, values: Array) -> Array:
-    out, into = place.shape[0], place.shape[1]
-    rows = [slice(g * out // place.groups, (g + 1) * out // place.groups) for g in range(place.groups)]
-    return np.concatenate([values[row, g * into : (g + 1) * into] for g, row in enumerate(rows)])
-
-
-def _from_channels(place: Place, values: Array) -> Array:
-    return np.asarray(values.reshape(len(values), -1)[:, 0])
-
-
-def _from_spread(place: Place, values: Array) -> Array:
-    return np.repeat(values, prod(place.shape) // len(values))
-
-
-_FORMS: dict[str, Callable[[Place, Array], Array]] = {
-    "same": lambda _, values: values,
-    "groups": _from_groups,
-    "channels": _from_channels,
-    "spread": _from_spread,
-}
