@@ -138,7 +138,7 @@ def accuracy_budget(
         ),
         worst_population=worst,
         worst_cause=cause,
-        advice=_advice(rows_found, total, integers, settled, dataset, run.saturations),
+        advice=_advice(rows_found, integers, settled, dataset, run.saturations),
     )
 
 
@@ -176,20 +176,18 @@ def _worst(total: Change, rows: Sequence[Factor]) -> tuple[str | None, str | Non
     return name, max(rows, key=lambda row: row.cumulative.rate_difference.get(name, 0.0)).name
 
 
-def _advice(
-    rows: Sequence[Factor], total: Change, integers: Graph, settled: Settled | None, dataset: str, saturations: Mapping[str, int]
-) -> Advice:
+def _advice(rows: Sequence[Factor], integers: Graph, settled: Settled | None, dataset: str, saturations: Mapping[str, int]) -> Advice:
     worst = largest(rows)
     if worst is None:
         return nothing("nothing, every answer, rate and logit is the float model's")
-    if total.drop <= 0 or worst.cumulative.drop <= 0:
+    if worst.cumulative.drop <= 0:
         most = max(rows, key=lambda row: row.cumulative.changed)
-        return nothing(f"nothing, no accuracy is lost on these images ({most.name} changes most answers: {most.cumulative.changed:,})")
+        return nothing(f"nothing, no factor costs accuracy on these images ({most.name} changes most answers: {most.cumulative.changed:,})")
     enough = None if settled is None else settled.enough(integers.phase("forward").time_steps)
     found = advice(worst.name, integers, enough=enough, dataset=dataset, saturations=saturations)
     if worst.cumulative.low > 0:
         return found
-    return replace(found, sentence=f"{found.sentence} (first more images: what it costs on these is within the chance of the draw)")
+    return replace(found, sentence=f"more images first, since on these {worst.name} costs no more than chance may ({found.sentence})")
 
 
 class _Tally:
