@@ -135,7 +135,7 @@ def test_identical_targets_pass_and_count_what_they_compared(net):
     assert found.activity["forward"] > 0
     assert found.activity["feedback"] > 0
     assert found.pairs[0].spikes_compared == (25 + found.probes) * 32 * (30 + 100)
-    assert all(variant.pairs[0].spikes_compared == found.probes * 32 * (16 + 16) for variant in found.variants)
+    assert all(found.pairs[0].spikes_compared == len(found.variant.inputs) * 32 * (16 + 16) for found in found.variants)
 
 
 def test_replay_finds_a_target_that_computes_something_else(net, faulty):

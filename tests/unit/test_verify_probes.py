@@ -345,3 +345,13 @@ def test_the_table_of_the_text_is_aligned(made):
     head = next(i for i, line in enumerate(lines) if line.split()[:2] == ["phase", "connection"])
     assert len({len(line) for line in lines[head : head + 6]}) <= 2
     assert table(["a"], [["b"]]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("timing", ["exact", "pipelined"])
+def test_sanafe_runs_probes_and_variants(timing):
+    pytest.importorskip("sanafe", reason="SANA-FE is an optional target")
+    made = compile_model("digits-fc", timing=timing, time_steps=6, feedback_steps=6).artifact
+    found = toolchain.verify(made, targets=("reference", "sanafe"), dataset="digits", samples=2, probes=3)
+    assert found.passed
+    assert found.pairs[0].not_compared == ()
+    assert found.coverage.share == 1
