@@ -272,7 +272,7 @@ class Estimate:
         width = max(map(len, lines))
         hinges = "the ratios are of the rates above, on these samples: they hinge on how sparsely this network fires"
         if more is not None:
-            hinges += ", and rb is that of a trained network, whose errors are smaller than while it learned"
+            hinges += ", and rb on its errors, which are larger while it learns"
         return [f"{line:<{width}}  {row[2]}".rstrip() for line, row in zip(lines, rows, strict=True)] + [hinges]
 
     def _tick_table(self) -> list[str]:
@@ -307,8 +307,9 @@ def _charged_lines(charged: Charged) -> list[str]:
     ]
     left_out = dict.fromkeys(sentence for charges in charged.phases.values() for sentence in charges.not_charged)
     return [
-        f"energy by unit and latency on {first.architecture}, a sample (simulated: SANA-FE; prices: {first.source})",
+        f"energy by unit and latency a sample (simulated: {first.architecture})",
         *table(head, rows),
+        f"its prices: {first.source}",
         *([] if charged.missing is None else [f"SANA-FE: {charged.missing}"]),
         *(f"SANA-FE does not charge: {sentence}" for sentence in left_out),
     ]
@@ -336,17 +337,17 @@ def _count(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.2f}"
 
 
-def _scaled(value: float, unit: str) -> str:
-    """`1.23 nJ`: three digits and the prefix that fits."""
+def _scaled(value: float, unit: str, digits: int = 3) -> str:
+    """`1.23 nJ`: so many digits and the prefix that fits."""
     if value == 0:
         return f"0 {unit}"
     place = next((p for p in (0, -3, -6, -9, -12) if abs(value) >= 10.0**p * 0.9995), -12)
     prefix = {0: "", -3: "m", -6: "µ", -9: "n", -12: "p"}[place]
-    return f"{value / 10.0**place:.3g} {prefix}{unit}"
+    return f"{value / 10.0**place:.{digits}g} {prefix}{unit}"
 
 
-def in_joules(value: float) -> str:
-    return _scaled(value, "J")
+def in_joules(value: float, digits: int = 3) -> str:
+    return _scaled(value, "J", digits)
 
 
 def in_seconds(value: float) -> str:
