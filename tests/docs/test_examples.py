@@ -22,6 +22,7 @@ EXAMPLES = {
     "own_network.py": [],
     "compare_targets.py": ["10"],
     "feedback_gradient.py": [],
+    "import_relu.py": [],
     "learn_on_target.py": ["1"],
     "train_and_deploy.py": [],
 }
