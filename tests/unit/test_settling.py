@@ -284,15 +284,66 @@ def test_the_exact_gradient_is_that_of_finite_differences(leak):
     assert set(found.gradients) == {"w0", "w1", "w2", "loop0", "bias"}
     for name, gradient in found.gradients.items():
         assert np.abs(gradient).max() > 1e-3, name
-        numeric = np.zeros_like(gradient)
-        for place in np.ndindex(gradient.shape):
-            ends = []
-            for sign in (1, -1):
-                moved = graph.tensors[name].astype(float).copy()
-                moved[place] += sign * 1e-6
-                ends.append(loss_at(msgspec.structs.replace(graph, tensors={**graph.tensors, name: frozen(moved)}), inputs, labels))
-            numeric[place] = (ends[0] - ends[1]) / 2e-6
-        np.testing.assert_allclose(gradient, numeric, atol=2e-7, err_msg=name)
+        np.testing.assert_allclose(gradient, differences(graph, name, inputs, labels), atol=2e-7, err_msg=name)
+
+
+def test_the_exact_gradient_goes_through_relays_and_round_several_loops():
+    """couple0 -> relay -> couple1, a skip past the relay, and loops back to both couples: finite differences again."""
+    draw = np.random.default_rng(7)
+    shapes = {"first": (4, 3), "into": (5, 4), "outof": (3, 5), "skip": (3, 4), "back": (4, 3), "self": (3, 3), "last": (2, 3)}
+    tensors = {name: frozen(draw.normal(size=shape) * 0.3 + (0.15 if name == "first" else 0.05)) for name, shape in shapes.items()}
+    ends = {
+        "first": ("input", "a"),
+        "into": ("a", "r"),
+        "outof": ("r", "b"),
+        "skip": ("a", "b"),
+        "back": ("b", "a"),
+        "self": ("b", "b"),
+        "last": ("b", "readout"),
+    }
+    synapses = tuple(Synapse(s, t, (Dense(n),), int(n in ("back", "self"))) for n, (s, t) in ends.items())
+    couple = Dynamics(1.0, 0.5, 1.0, "plus")
+    forward = Phase(
+        "forward",
+        20,
+        ("input", "a", "r", "b", "readout"),
+        {"a": couple, "r": Dynamics(1.0, members="graded"), "b": couple, "readout": Dynamics(1.0)},
+        synapses,
+    )
+    both = Dynamics(1.0, 0.25, 0.5, "both")
+    feedback = Phase(
+        "feedback",
+        20,
+        ("b", "r", "a"),
+        {"a": both, "r": Dynamics(1.0, members="graded"), "b": both},
+        (),
+        drive=(Drive("b", "error", gain=3.0),),
+    )
+    kinds = {"input": "input", "a": "couple", "r": "linear", "b": "couple", "readout": "readout"}
+    sizes = {"input": 3, "a": 4, "r": 5, "b": 3, "readout": 2}
+    populations = tuple(Population(name, (sizes[name],), kind) for name, kind in kinds.items())
+    declared = Graph(populations, (forward, feedback), tensors, Units("float", {"forward": {"input": 1.0}}), Provenance("relayed"))
+    graph = Pipeline((Fold(), Adjoint()))(declared)
+    inputs, labels = draw.random((5, 3)), draw.integers(0, 2, 5)
+    found, solved = exact(artifact_of(graph), inputs, labels)
+    assert solved.reason is None
+    assert set(found.gradients) == set(tensors)
+    for name, gradient in found.gradients.items():
+        assert np.abs(gradient).max() > 1e-4, name
+        np.testing.assert_allclose(gradient, differences(graph, name, inputs, labels), atol=2e-7, err_msg=name)
+
+
+def differences(graph, name, inputs, labels):
+    """Central differences of the loss at the equilibrium, by one tensor."""
+    numeric = np.zeros(graph.tensors[name].shape)
+    for place in np.ndindex(numeric.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = graph.tensors[name].astype(float).copy()
+            moved[place] += sign * 1e-6
+            ends.append(loss_at(msgspec.structs.replace(graph, tensors={**graph.tensors, name: frozen(moved)}), inputs, labels))
+        numeric[place] = (ends[0] - ends[1]) / 2e-6
+    return numeric
 
 
 def artifact_of(graph):

@@ -35,7 +35,7 @@ run, at least `LEAST_SAMPLES`."""
 
 COPIED = len(COPIES)
 
-AT_ONCE = 2**23
+AT_ONCE = 2**22
 """Neurons, of all samples and copies together, that advance side by side."""
 
 
