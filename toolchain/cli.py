@@ -513,7 +513,8 @@ def export(
     """Write a network in another library's format.
 
     What the format would silently lose is refused, and said. A NIR file holds the exact network, a part of it in metadata; with --approximate it is one for readers
-    of NIR's own nodes, which reset to zero, and so are all netx files: their loss is listed, and measured against the exact graph.
+    of NIR's own nodes, which reset to zero, and so are all netx files: their loss is listed, and measured against the exact graph. An ONNX file computes the float
+    network's inference, as onnxruntime is shown to do before it is written.
     """
     if format == "nir" and not approximate:
         _unused(context, "an exact NIR file, which loses nothing to measure", ("dataset", "samples", "data_dir"))

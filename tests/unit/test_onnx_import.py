@@ -524,6 +524,12 @@ def test_feedback_that_would_be_too_large_is_refused(tmp_path: Path) -> None:
         toolchain.import_(path, feedback=True)
 
 
+def test_our_own_exports_say_where_to_go(tmp_path: Path) -> None:
+    toolchain.export("digits-fc", format="onnx", output=tmp_path / "own.onnx", dataset="digits", samples=5)
+    with pytest.raises(UsageError, match="export it with --format nir"):
+        toolchain.import_(tmp_path / "own.onnx")
+
+
 # files that are not honest
 
 

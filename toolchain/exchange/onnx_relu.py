@@ -19,6 +19,7 @@ from toolchain.errors import UsageError
 from toolchain.exchange import onnx_files
 from toolchain.exchange.onnx_branches import Branch, Layer, Node, Value, named
 from toolchain.exchange.onnx_operators import INSTEAD, LARGEST_VALUES, NOTHING, OPERATORS, SMALL
+from toolchain.exchange.onnx_steps import INFERENCE_ONLY
 from toolchain.ir import Array, Shape
 
 if TYPE_CHECKING:
@@ -47,7 +48,12 @@ class Relu:
 
 def read(path: Path) -> Relu:
     """The network of `path`; UsageError names every node that has no counterpart, ArtifactError says where the file is damaged."""
-    return _Reading(onnx_files.read(path), path).whole()
+    model = onnx_files.read(path)
+    if any(entry.key == "carries" and entry.value == INFERENCE_ONLY for entry in model.metadata_props):
+        raise UsageError(
+            f"'{path}' is a spiking network that toolchain export wrote for inference: export it with --format nir, which import reads back"
+        )
+    return _Reading(model, path).whole()
 
 
 class _Reading:
