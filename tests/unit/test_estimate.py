@@ -278,3 +278,13 @@ def test_silence_costs_the_products_alone():
 def test_products_alone_may_cost_more_than_a_network_without_spikes():
     assert Inference(macs=3.0, acs=1.0, without_spikes=2.0).even == -1
     assert np.isclose(Inference(macs=3.0, acs=1.0, without_spikes=2.0).ratio, 0.5)
+
+
+def test_a_pipelined_artefact_keeps_its_timing(tmp_path):
+    toolchain.compile("mnist-fc2", target="sim", timing="pipelined", output=tmp_path / "fast.fsnn")
+    found = estimate(tmp_path / "fast.fsnn", samples=3, chip_samples=0, device="cpu")
+    assert (found.timing, list(found.ticks)) == ("pipelined", ["pipelined", "exact"])
+    assert found.ticks["pipelined"]["forward"] < found.ticks["exact"]["forward"]
+    # one tick a step: the last layer's loop back comes round later, and loses more steps
+    loop = next(c for c in found.forward.connections if c.name == "hidden2 -> hidden1")
+    assert loop.applied < found.time_steps - 1

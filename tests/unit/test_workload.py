@@ -258,7 +258,7 @@ def test_a_recount_by_brute_force(random_graph, random_inputs, seed, mode):
     for counts, result in ((forward, first), (feedback, second)):
         phase = graph.phase(counts.phase)
         chip = [c for c in counts.connections if c.where == "chip"]
-        assert [(c.acs * 3, c.met * 3) for c in chip] == pytest.approx(recounted(graph, phase, result, masks), rel=1e-12)
+        assert [(round(c.acs * 3, 6), round(c.met * 3, 6)) for c in chip] == recounted(graph, phase, result, masks)
         assert [c.applied for c in chip] == [sum(landing(phase, s, k) for k in range(phase.time_steps)) for s in phase.synapses]
         changed = spikes = 0
         for population in graph.of_kind("couple"):
