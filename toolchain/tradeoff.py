@@ -140,7 +140,7 @@ class Tradeoff:
             f"everything else, simulated: {self.counted}",
         ]
         if charged:
-            lines.append(f"SANA-FE a sample, simulated on the first {self.chip_samples:,}: {self.chip_source}")
+            lines.append(f"SANA-FE and latency a sample, simulated on the first {self.chip_samples:,}: {self.chip_source}")
         if self.chip_missing is not None:
             lines.append(f"SANA-FE: {self.chip_missing}")
         lines += [f"note: {note}" for note in self.notes]
@@ -161,7 +161,7 @@ def _cells(point: PricedPoint, charged: bool) -> list[str]:
         f"{point.time_steps}",
         f"{100 * point.accuracy:.2f}",
         f"{point.drop:+.2f}",
-        in_joules(point.energy),
+        in_joules(point.energy, 4),
         f"{point.synaptic_operations_per_sample:,.0f}",
         f"{point.spikes_per_sample:,.0f}",
         *chip,
