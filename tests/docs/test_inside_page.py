@@ -24,10 +24,10 @@ SUGGESTED = re.findall(r"\| `([a-z0-9-]+)` \| (\d+) \| ([\d.]+) % \| (\d+) \| ([
 
 
 def test_numbers_are_those_of_the_code():
-    assert (SAMPLES, WORK, LONGER, LEAST_STEPS, RESIDUAL, FEEDBACK_TOLERANCE) == (128, 2**36, 2, 50, 0.01, 0.1)
+    assert (SAMPLES, WORK, LONGER, LEAST_STEPS, RESIDUAL, FEEDBACK_TOLERANCE) == (128, 2**37, 2, 50, 0.01, 0.1)
     for words in (
         "first 128\nsamples",
-        "2^36 products",
+        "2^37 products",
         "twice the model's T and at least 50 steps",
         "stays within 0.01",
         "its tolerance is 0.1",

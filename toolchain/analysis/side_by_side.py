@@ -29,7 +29,7 @@ LEAST_SAMPLES = 4
 LONGER, LEAST_STEPS = 2, 50
 """Runs go on for this many times the model's time steps, and for so many at least, so that it shows what more would bring; events end with their frames."""
 
-WORK, NEURON_WORK = 2**36, 100
+WORK, NEURON_WORK = 2**37, 100
 """Products that all copies may take together, a neuron's step counted as so many: of large networks runs end at the model's own time steps, and then fewer samples are
 run, at least `LEAST_SAMPLES`."""
 
