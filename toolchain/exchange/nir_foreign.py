@@ -13,6 +13,7 @@ make up for it. What a network of ours cannot be is refused by the name of the n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from math import isfinite, prod
@@ -161,6 +162,17 @@ class _Reader:
             )
         return found[0]
 
+    @contextmanager
+    def _values(self, node: str) -> Iterator[None]:
+        """Where a node's values are read: nir does not check what they are."""
+        try:
+            yield
+        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise GraphError(
+                f"node '{node}' holds other values than a node of type {self._kind(node)} has ({said}): correct the file"
+            ) from None
+
     # neurons
 
     def _numbers(self, node: str) -> dict[str, float]:
@@ -169,7 +181,8 @@ class _Reader:
         for field in ("tau", "tau_mem", "tau_syn", "r", "v_leak", "v_threshold", "v_reset", "w_in"):
             if not hasattr(self.nodes[node], field):
                 continue
-            values = np.asarray(getattr(self.nodes[node], field), np.float64).reshape(-1)
+            with self._values(node):
+                values = np.asarray(getattr(self.nodes[node], field), np.float64).reshape(-1)
             if values.size == 0 or not np.isfinite(values).all():
                 raise GraphError(f"node '{node}' has no finite {field}: correct the file")
             if values.max() - values.min() > SAME * max(1e-30, np.abs(values).max()):
@@ -386,9 +399,11 @@ class _Reader:
         late = 0.0
         for node in way.nodes:
             if self._kind(node) == "Delay":
-                late += float(np.max(np.asarray(self.nodes[node].delay, np.float64)))
+                with self._values(node):
+                    late += float(np.max(np.asarray(self.nodes[node].delay, np.float64)))
                 continue
-            made += parts_of(node, self.nodes[node])
+            with self._values(node):
+                made += parts_of(node, self.nodes[node])
         if late and (not delayed or abs(late / self.dt - 1) > 1e-3):
             named = next(node for node in way.nodes if self._kind(node) == "Delay")
             raise GraphError(f"node '{named}' delays by {late / self.dt:g} steps of {self.dt:g} s: only loops are late here, by one step")

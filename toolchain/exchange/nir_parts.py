@@ -90,7 +90,8 @@ def _scaled(node: str, value: Any) -> list[Made]:
 def _pair(node: str, value: Any, field: str) -> tuple[int, int]:
     values = np.asarray(getattr(value, field))
     if values.dtype.kind not in "iuf" or values.size not in (1, 2) or (values != np.floor(values)).any() or np.abs(values).max() > 2**20:
-        raise GraphError(f"node '{node}' has {field} {getattr(value, field)!r}: correct the file")
+        said = " ".join(str(values.reshape(-1)[:4]).split())
+        raise GraphError(f"node '{node}' has {field} {said}: correct the file")
     down, across = np.broadcast_to(values.reshape(-1), (2,)).tolist()
     return int(down), int(across)
 

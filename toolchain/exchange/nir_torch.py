@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,7 +31,7 @@ from toolchain.errors import GraphError, UsageError
 from toolchain.exchange import nir, nir_files
 from toolchain.exchange.nir_nodes import KEY, Note
 from toolchain.fixed import CURRENT_MANTISSA, decay
-from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array
+from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Shape
 
 if TYPE_CHECKING:
     import nir as nir_package
@@ -301,11 +302,11 @@ class Run:
 
 
 class Loaded(nn.Module):
-    """nirtorch's module `steps` of one file, its number of time steps, and which node is which population."""
+    """nirtorch's module `steps` of one file, its number of time steps, the shape of an input, whether inputs are events, and which node is which population."""
 
-    def __init__(self, steps: nn.Module, time_steps: int, nodes: dict[str, Note]) -> None:
+    def __init__(self, steps: nn.Module, time_steps: int, shape: Shape, nodes: dict[str, Note], *, events: bool) -> None:
         super().__init__()
-        self.steps, self.time_steps, self.nodes = steps, time_steps, nodes
+        self.steps, self.time_steps, self.shape, self.nodes, self.events = steps, time_steps, shape, nodes, events
 
     def forward(self, values: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One model step: `values` (samples, *input shape) in [0, 1]; the readout's potential, and the state for the next."""
@@ -317,6 +318,7 @@ def load(path: str | Path) -> Loaded:
     gap = missing()
     if gap is not None:
         raise UsageError(gap)
+    import nir as package
     import nirtorch
 
     file = Path(path)
@@ -324,25 +326,37 @@ def load(path: str | Path) -> Loaded:
     entry = nir.entry_of(graph, file)
     if entry is None or entry.kind == "approximation":
         raise UsageError(f"'{file}' does not say how its neurons reset: give a file that toolchain export wrote without --approximate")
+    doors = [[node for node in graph.nodes.values() if isinstance(node, kind)] for kind in (package.Input, package.Output)]
     notes = {name: note for name, node in graph.nodes.items() if (note := _note(node)) is not None}
-    populations = {name: note for name, note in notes.items() if note.kind in ("couple", "linear", "readout", "input")}
-    return Loaded(nirtorch.nir_to_torch(graph, node_map(), dtype=torch.float64), entry.time_steps, populations)
+    (entries, exits), inputs = doors, [note for note in notes.values() if note.kind == "input"]
+    if len(entries) != 1 or len(exits) != 1 or len(inputs) != 1:
+        raise UsageError(
+            f"'{file}' has {len(entries)} inputs and {len(exits)} outputs: nirtorch runs one of each, so export the network again"
+        )
+    shape = tuple(int(n) for n in np.asarray(entries[0].input_type["input"]).reshape(-1))
+    populations = {name: note for name, note in notes.items() if note.kind in ("couple", "linear", "readout")}
+    steps = nirtorch.nir_to_torch(graph, node_map(), dtype=torch.float64)
+    return Loaded(steps, entry.time_steps, shape, populations, events=inputs[0].events)
 
 
 @torch.no_grad()
 def run(network: Loaded, inputs: Array) -> Run:
-    """`network` for its time steps on `inputs` (samples, *input shape) in [0, 1], of events with time as the last axis."""
-    (entry,) = [note for note in network.nodes.values() if note.kind == "input"]
+    """`network` for its time steps on `inputs` (samples, *input shape) in [0, 1], flat or not, of events with time as the last axis; UsageError where the size is another."""
     values = torch.from_numpy(np.array(inputs, np.float64))
+    frames = (network.time_steps,) * network.events
+    if values.ndim < 2 or prod(values.shape[1:]) != prod((*network.shape, *frames)):
+        raise UsageError(
+            f"the network takes samples of shape {(*network.shape, *frames)}, but the input has shape {tuple(values.shape)}: one sample a row"
+        )
+    values = values.reshape(len(values), *network.shape, *frames)
     state: State | None = None
-    rows: dict[str, list[tuple[Array, Array]]] = {note.population: [] for note in network.nodes.values() if note.kind != "input"}
+    rows: dict[str, list[tuple[Array, Array]]] = {note.population: [] for note in network.nodes.values()}
     for step in range(network.time_steps):
-        _, state = network(values[..., step] if entry.events else values, state)
+        _, state = network(values[..., step] if network.events else values, state)
         for name, note in network.nodes.items():
-            if note.kind != "input":
-                kept = state[name]
-                rows[note.population].append((kept.get("spikes", torch.zeros_like(kept["potential"])).numpy(), kept["potential"].numpy()))
+            kept = state[name]
+            fired = kept.get("spikes", torch.zeros_like(kept["potential"]))
+            rows[note.population].append((fired.numpy(), kept["potential"].numpy()))
     spikes = {name: np.stack([s for s, _ in row]) for name, row in rows.items()}
-    return Run(
-        spikes, {name: np.stack([u for _, u in row]) for name, row in rows.items()}, {name: s.sum(axis=0) for name, s in spikes.items()}
-    )
+    potentials = {name: np.stack([u for _, u in row]) for name, row in rows.items()}
+    return Run(spikes, potentials, {name: train.sum(axis=0) for name, train in spikes.items()})
