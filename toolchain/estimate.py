@@ -15,7 +15,7 @@ from toolchain.analysis.prices import inference, prices, training
 from toolchain.analysis.workload import PhaseCounts, Tally, connection_sparsity, footprint
 from toolchain.compiler import executable, forward_only, graph_for, uncompiled
 from toolchain.deploy import CHUNK, Options, configure, device_of, sample_shape
-from toolchain.errors import DesignRuleError, ToolchainError, UsageError
+from toolchain.errors import ToolchainError, UsageError
 from toolchain.estimation import COUNTED_ON, Charged, Estimate
 from toolchain.ir import Graph
 from toolchain.progress import track
@@ -199,6 +199,6 @@ def charge_graph(target: Target, graph: Graph, dataset: data.Dataset, samples: i
                 error = codec.output_error(chosen, forward, part.labels) * (len(part) / batch)
                 run.run(error, phase="feedback")
                 found["feedback"] = run.charges  # type: ignore[attr-defined]
-    except DesignRuleError as refusal:  # a potential that passes 24 bits shows only when it runs
+    except ToolchainError as refusal:  # a potential that passes 24 bits shows only when it runs
         return Charged(found, str(refusal))
     return Charged(found, f"the feedback phase does not fit: {'; '.join(whole)}" if whole else None)

@@ -15,7 +15,7 @@ from toolchain import artifact, deploy, estimate, models, target
 from toolchain.analysis.prices import PICOJOULE, Inference, Training, inference, prices, training
 from toolchain.analysis.workload import ConnectionCounts, PhaseCounts
 from toolchain.compiler import forward_only
-from toolchain.errors import UsageError
+from toolchain.errors import DesignRuleError, UsageError
 
 MAC, AC = 4.6 * PICOJOULE, 0.9 * PICOJOULE
 
@@ -121,6 +121,12 @@ def test_a_larger_batch_sends_smaller_errors():
 
 def test_the_batch_is_that_of_training(digits):
     assert digits.batch == models.get("digits-fc").training.batch
+
+
+def test_a_run_folder_says_its_own_batch(tmp_path):
+    toolchain.train("digits-fc", epochs=1, settings=["train.batch=16"], device="cpu", output=tmp_path / "run")
+    found = estimate(tmp_path / "run", dataset="digits", samples=2, chip_samples=0, device="cpu")
+    assert (found.batch, found.model) == (16, "run")
 
 
 def test_pieces_of_the_data_set_give_the_same(digits, monkeypatch):
@@ -238,6 +244,20 @@ def test_what_does_not_fit_sana_fe_is_said():
     assert "feedback" not in found.charged.phases
     assert found.charged.missing
     assert f"SANA-FE: {found.charged.missing}" in found.to_text()
+
+
+def test_what_goes_wrong_on_sana_fe_costs_only_its_part(monkeypatch):
+    def passes(*_):
+        raise DesignRuleError("a potential passes 24 bits")
+
+    chip = target.get("sanafe")
+    monkeypatch.setattr(type(chip), "available", lambda _: None)
+    monkeypatch.setattr(type(chip), "check", lambda *_: [])
+    monkeypatch.setattr(type(chip), "compile", passes)
+    found = estimate("digits-fc", dataset="digits", samples=2, device="cpu")
+    assert found.charged.missing == "a potential passes 24 bits"
+    assert "SANA-FE: a potential passes 24 bits" in found.to_text()
+    assert found.inference.forward > 0
 
 
 # --- prices, from numbers chosen by hand ---
