@@ -435,3 +435,13 @@ def test_compare_of_floats_alone_settles_without_populations():
     found = toolchain.compare("digits-fc", targets=("torch",), dataset="digits", samples=16, device="cpu")
     assert found.to_json()["populations"] is None
     assert [c.graph for c in found.inside.settling.curves] == ["float", "float"]
+
+
+@pytest.mark.cuda
+def test_a_gpu_stands_beside_the_cpu():
+    """Target torch on CUDA against SPIDE in floats on the CPU: the same gradient up to spikes that float32 sums in another order move."""
+    found = toolchain.compare(
+        "digits-fc", targets=("torch", "sim"), dataset="digits", samples=128, device="cuda", budget_samples=0
+    ).fidelity
+    assert found.devices["torch"] != "cpu"
+    assert min(close.cosine for close in found.spide["torch"].values()) > 0.99

@@ -136,7 +136,7 @@ class Populations:
         steps = ", ".join(f"{name} {count} time steps" for name, count in self.time_steps.items())
         title = f"error by population against the float graph (relays: of values; readout: of logits), {self.samples:,} samples, {steps}"
         head = ["phase", "population", "mean |rate|", "single", "%", "off", "potential", "entire", "%", "off", "potential"]
-        cells = [[r.phase, r.population, f"{r.mean:.4f}", *_cells(r.single), *_cells(r.entire)] for r in self.rows]
+        cells = [[r.phase, r.population, f"{r.mean:.3g}", *_cells(r.single), *_cells(r.entire)] for r in self.rows]
         names = {r.phase: None for r in self.rows}
         return "\n".join([title, *table(head, cells, left=2), *(f"{name}: {self.sentence(name)}" for name in names)])
 
@@ -161,7 +161,7 @@ def _both(row: PopulationError, gap: Gap) -> str:
 
 def _cells(gap: Gap) -> list[str]:
     off = "-" if gap.off is None else f"{100 * gap.off:.2f} %"
-    return [f"{gap.difference:.5f}", f"{100 * gap.relative:.2f}", off, f"{100 * gap.potential:.2f} %"]
+    return [f"{gap.difference:.2g}", f"{100 * gap.relative:.2f}", off, f"{100 * gap.potential:.2f} %"]
 
 
 @dataclass

@@ -136,6 +136,7 @@ class Curve:
             return (
                 f"no {letter} up to {self.steps[-1]} suggested: the {self.graph} graph's residual does not stay within {self.tolerance:g} ({end}"
                 + (", of which a leak leaves some for good" if self.leaks else "")
+                + ("; a larger scale factor resolves it finer, as do more steps" if self.phase == "feedback" else "")
                 + (f"; answers settle at {letter} {self.answered}" if self.answered is not None and self.phase == "forward" else "")
                 + ")"
             )

@@ -123,7 +123,7 @@ def _population_table(found: Populations) -> str:
             escape(row.phase),
             f"{100 * row.single.relative:.2f}",
             f"{100 * row.entire.relative:.2f}",
-            f"{row.mean:.4f}",
+            f"{row.mean:.3g}",
             *_gap_cells(row.single),
             *_gap_cells(row.entire),
         ]
