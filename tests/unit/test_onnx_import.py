@@ -474,6 +474,10 @@ REFUSED = {
         ),
         r"'Loop-of-s' \(Loop\) has no counterpart",
     ),
+    "complex constants": (hidden(node("Add", "r j", "s"), weights={"j": np.complex64(1j)}), "no real numbers"),
+    "numbers of no type": (hidden(node("Cast", "r", "s", to=999)), "other numbers"),
+    "a constant of no type": (hidden(node("Cast", "b", "t", to=999), node("Add", "r t", "s")), "settings that make no sense"),
+    "five thousand samples at a time": (hidden(node("Identity", "r", "s"), shape=(5000, 1, 8, 8)), "takes 5,000 samples at a time"),
     "a sum that doubles": (hidden(*(node("Add", f"{a} {a}", b) for a, b in zip("rtuvw", "tuvws", strict=True))), "more than 16 branches"),
 }
 

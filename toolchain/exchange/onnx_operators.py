@@ -17,7 +17,7 @@ from toolchain.ir import Array, Shape
 MOST_BRANCHES = 16
 """A sum of more is no residual network: every branch holds weights of its own."""
 
-LARGEST_VALUES = 2**24
+LARGEST_VALUES = 2**22
 """Most values of a layer, a sample."""
 
 SMALL = 4096
@@ -276,6 +276,8 @@ def _with_constant(reading: Reading, node: Node, first: Value | None, second: Va
     """A sum, difference, product or quotient of the network's values and constants, or of two constants."""
     if first is None or second is None:
         raise node.refused("reads a value that nothing makes")
+    if any(not isinstance(value, tuple) and value.dtype.kind not in "biuf" for value in (first, second)):
+        raise node.refused("takes a constant that holds no real numbers")
     if not isinstance(first, tuple) and not isinstance(second, tuple):
         return _computed(node, first, second)
     branches, values = (first, second) if isinstance(first, tuple) else (second, first)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MOST_WEIGHTS = 2**28
 """Most weights of all steps together: a file may use one many times, and every use has its own."""
 
+MOST_SAMPLES = 4096
+"""Most samples that a file may want together."""
+
 TOLD = 12
 """Nodes that a refusal names, of a file with more."""
 
@@ -76,7 +79,7 @@ class _Reading:
         self._require_known()
         last = {name: number for number, node in enumerate(self.nodes) for name in node.input}
         for number, node in enumerate(self.nodes):
-            made = OPERATORS[node.op_type](self, Node(node, self.path))
+            made = self._made(Node(node, self.path))
             self._count(made)
             self.values[node.output[0]] = made
             for name in node.input:
@@ -94,6 +97,13 @@ class _Reading:
             )
         self._require_chain(found[0])
         return Relu(self.model, self.input, output, self.shaped, self.samples, tuple(self.layers), found[0], tuple(self.left_out))
+
+    def _made(self, node: Node) -> Value:
+        """What a node makes; UsageError also where its settings are of another kind than its operator's, which ONNX's checker does not look at."""
+        try:
+            return OPERATORS[node.kind](self, node)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise node.refused(f"has settings that make no sense ({error}): export the network again") from None
 
     @property
     def output(self) -> str:
@@ -144,7 +154,12 @@ class _Reading:
             raise UsageError(
                 f"'{self.path}': input '{inputs[0].name}' has the shape {_told(kind.shape)}, more than {LARGEST_VALUES:,} values a sample"
             )
-        return inputs[0].name, shape, sizes[0] or None
+        samples = sizes[0] or None
+        if samples is not None and not 1 <= samples <= MOST_SAMPLES:
+            raise UsageError(
+                f"'{self.path}' takes {samples:,} samples at a time: export it for 1 to {MOST_SAMPLES:,}, or for any number (dynamic axes)"
+            )
+        return inputs[0].name, shape, samples
 
     def _require_known(self) -> None:
         """UsageError with every node that has no counterpart."""
@@ -187,6 +202,8 @@ class _Reading:
             raise node.refused(
                 f"takes its input '{node.inputs[number]}' from other values of the network: only constants have a counterpart"
             )
+        if found.dtype.kind not in "biuf":
+            raise node.refused(f"takes '{node.inputs[number]}', which holds no real numbers")
         return found
 
     def required(self, node: Node, number: int) -> Array:

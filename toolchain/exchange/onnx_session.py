@@ -21,8 +21,8 @@ AT_ONCE = 2**22
 
 LARGEST_BATCH = 256
 
-WARNINGS_OFF = 3
-"""onnxruntime's severity of errors: what it would rather have otherwise in a file is no news to a person."""
+QUIET = 4
+"""onnxruntime's severity above errors: what it says of a file that it does not take comes as an exception, and a person reads it once."""
 
 
 def missing() -> str | None:
@@ -45,7 +45,7 @@ def opened(content: bytes, where: str) -> InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = WARNINGS_OFF
+    options.log_severity_level = QUIET
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no class of their own in common
