@@ -79,7 +79,9 @@ def import_(
     found, tensors, warnings = read(graph, path.stem, time_steps=time_steps, reset=reset or "subtract", dt=DT if dt is None else dt)
     network.check(found)
     if output is not None:
-        files.write_run(output, About(checkpoint.FORMAT, Config(found, Training(dataset=_dataset(found))), 0, None), tensors)
+        method = "spide" if found.weighted_readout else "ottt-a"  # whose readouts see leak-weighted rates, and plain ones
+        config = Config(found, Training(dataset=_dataset(found)), method=method)
+        files.write_run(output, About(checkpoint.FORMAT, config, 0, None), tensors)
     counted = network.counts(found)
     written = None if output is None else str(output)
     return files.Imported(
@@ -89,7 +91,7 @@ def import_(
 
 def _dataset(found: Network) -> str:
     """A data set of the network's kind, which says that its inputs are still images: no file says what a network was trained on."""
-    return "mnist" if prod(found.input_shape) == 784 else "digits" if prod(found.input_shape) == 64 else "cifar10"
+    return {64: "digits", 3072: "cifar10"}.get(prod(found.input_shape), "mnist")
 
 
 def read(
@@ -318,7 +320,8 @@ class _Reader:
                 forward[target] = made
             else:
                 skips.append((source, target, made))
-        readout, weighted = self._readout(readouts, layers, entry, end)
+        readout, weighted = self._readout(readouts, layers, end)
+        weighted = weighted or first.leak == 1  # the same where nothing leaks, and what SPIDE trains
         self._move_biases(loops, forward)
         if len(forward) < len(layers):
             raise GraphError(f"nothing leads from the input to node '{layers[0]}' directly: the layers of a network of ours are one chain")
@@ -370,7 +373,7 @@ class _Reader:
         threshold, amount = first.threshold, first.reset
         return Neuron(threshold, threshold - amount, threshold / 2, threshold / 2 - amount / 2, first.leak)
 
-    def _readout(self, ways: list[Way], layers: list[str], entry: str, end: str) -> tuple[list[Made] | None, bool]:
+    def _readout(self, ways: list[Way], layers: list[str], end: str) -> tuple[list[Made] | None, bool]:
         """The readout's connection, None where the last layer's spikes are the answer, and whether it leaks as the neurons do."""
         if len(ways) != 1 or ways[0].source != layers[-1]:
             names = ", ".join(f"'{way.source}' -> '{way.target}'" for way in ways)
