@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Protocol, Union
 
 import msgspec
 import numpy as np
@@ -95,6 +95,28 @@ class Node:
 def named(node: NodeProto) -> str:
     """A node's name, or what it makes."""
     return str(node.name or (node.output[0] if node.output else "?"))
+
+
+class Reading(Protocol):
+    """The file that is being read, as far as an operator sees it: what it is given under a name, and the layers so far."""
+
+    values: dict[str, Value]
+    layers: list[Layer]
+    left_out: list[str]
+    input_shape: Shape
+    shaped: Shape
+    samples: int | None
+
+    @property
+    def output(self) -> str: ...
+
+    def data(self, node: Node, number: int = 0) -> tuple[Branch, ...]: ...
+
+    def constant(self, node: Node, number: int) -> Array | None: ...
+
+    def required(self, node: Node, number: int) -> Array: ...
+
+    def numbers(self, node: Node, name: str, number: int) -> list[int] | None: ...
 
 
 def appended(branches: tuple[Branch, ...], moved: Callable[[Branch], Branch], step: Step) -> tuple[Branch, ...]:

@@ -18,7 +18,8 @@ from toolchain import network as plain
 from toolchain.errors import UsageError
 from toolchain.exchange import onnx_files
 from toolchain.exchange.onnx_branches import Branch, Layer, Node, Value, named
-from toolchain.exchange.onnx_operators import INSTEAD, LARGEST_VALUES, NOTHING, OPERATORS, SMALL
+from toolchain.exchange.onnx_operators import INSTEAD, LARGEST_VALUES, NOTHING, OPERATORS
+from toolchain.exchange.onnx_shapes import SMALL
 from toolchain.exchange.onnx_steps import INFERENCE_ONLY
 from toolchain.ir import Array, Shape
 
