@@ -88,14 +88,14 @@ class Fidelity:
         return f"least cosine with {against}: {listed}{opened}{left_out}"
 
     def to_text(self) -> str:
-        head = ["tensor", *(f"{target}: {what}" for target in self.spide for what in self._columns)]
-        cells = [[name, *(text for target in self.spide for text in self._cells(target, name))] for name in self.tensors]
-        title = f"gradient of each tensor, cosine and norm ratio against SPIDE in floats{' and the exact implicit gradient' * bool(self.exact)}, {self.samples:,} samples"
-        return "\n".join([title, *table(head, cells), self.sentence])
-
-    @property
-    def _columns(self) -> list[str]:
-        return ["spide", "norm", "exact", "norm"] if self.exact else ["spide", "norm"]
+        head = ["tensor", "target", "SPIDE", "|g|/|g0|", *(["exact", "|g|/|g0|"] if self.exact else [])]
+        cells = [
+            [name if target == next(iter(self.spide)) else "", target, *self._cells(target, name)]
+            for name in self.tensors
+            for target in self.spide
+        ]
+        title = f"gradient of each tensor: cosine and ratio of norms with SPIDE in floats{' and with the exact implicit gradient' * bool(self.exact)}, {self.samples:,} samples"
+        return "\n".join([title, *table(head, cells, left=2), self.sentence])
 
     def _cells(self, target: str, name: str) -> list[str]:
         found = [self.spide[target][name], *([self.exact[target][name]] if self.exact else [])]

@@ -245,15 +245,17 @@ def _telling(found: Fidelity, name: str) -> bool:
 
 def _fidelity_table(page: Page, found: Fidelity) -> str:
     yards = [("SPIDE", found.spide), *([("exact", found.exact)] if found.exact else [])]
-    head = [
-        "tensor",
-        *(f"{page.target(target)}<br>{yard} {what}" for target in found.spide for yard, _ in yards for what in ("cosine", "norm ratio")),
-    ]
+    head = ["tensor", "target", *(f"{yard}<br>{what}" for yard, _ in yards for what in ("cosine", "|g| / |g0|"))]
     cells = [
-        [escape(name), *(text for target in found.spide for _, yard in yards for text in _close(yard[target][name]))]
+        [escape(name), page.target(target), *(text for _, yard in yards for text in _close(yard[target][name]))]
         for name in found.tensors
+        for target in found.spide
     ]
-    return table(head, cells, "Gradient g of each tensor beside g0: cosine, and |g| / |g0|; a dash where g0 is zero.")
+    return table(
+        head,
+        cells,
+        "Gradient g of each tensor on each target beside g0, which is SPIDE's in floats or the exact one; a dash where g0 is zero.",
+    )
 
 
 def _close(close: Closeness) -> list[str]:
