@@ -157,6 +157,32 @@ def test_a_run_comes_back_and_compiles_to_the_same_bytes(runs, tmp_path, kind):
     require_identical(file, graph, inputs_of(graph), exact=False)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_nir_reads_and_writes_again_is_still_the_same(runs, tmp_path, kind):
+    toolchain.compile(runs[kind], output=tmp_path / "a.fsnn")
+    for model, name in ((tmp_path / "a.fsnn", "artefact"), (runs[kind], "network")):
+        toolchain.export(model, format="nir", output=tmp_path / f"{name}.nir")
+        nir.write(tmp_path / f"{name}-again.nir", nir.read(tmp_path / f"{name}.nir"))
+    toolchain.import_(tmp_path / "artefact-again.nir", output=tmp_path / "b.fsnn")
+    assert (tmp_path / "b.fsnn").read_bytes() == (tmp_path / "a.fsnn").read_bytes()
+    toolchain.import_(tmp_path / "network-again.nir", output=tmp_path / "run")
+    name = "checkpoint.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (runs[kind] / name).read_bytes()
+
+
+def test_without_nir_one_sentence_says_how_to_get_it(monkeypatch, tmp_path):
+    from toolchain.exchange import nir_files
+
+    monkeypatch.setattr(nir_files, "find_spec", lambda name: None)
+    (tmp_path / "a.nir").write_bytes(b"")
+    for ask in (
+        lambda: toolchain.export("digits-fc", format="nir", output=tmp_path / "b.nir"),
+        lambda: toolchain.import_(tmp_path / "a.nir"),
+    ):
+        with pytest.raises(UsageError, match="nir is not installed: run pip install nir"):
+            ask()
+
+
 @pytest.mark.parametrize(("model", "dataset"), [("digits-fc", "digits"), ("mnist-fc2", "mnist-1k")])
 def test_networks_of_the_catalogue(tmp_path, model, dataset):
     images = np.asarray(data.load(dataset, samples=8).images[:])

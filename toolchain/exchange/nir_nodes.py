@@ -203,7 +203,9 @@ class Writer:
 
         found = problems(self.graph)
         if found:
-            raise DesignRuleError(f"'{self.graph.provenance.model}' cannot be written as NIR: {'; '.join(found)}")
+            raise DesignRuleError(
+                f"'{self.graph.provenance.model}' cannot be written as NIR: {'; '.join(found)}; give its .fsnn file away, which carries all of it"
+            )
         (entry,) = self.graph.of_kind("input")
         levels = round(self.graph.scale("forward", entry.name)) if self.graph.integer else 0
         inputs = self.made.add(entry.name, nir.Input(np.array(entry.shape), metadata=noted(Note("input", entry.name, events=entry.events))))

@@ -66,6 +66,7 @@ class Approximated:
     agreement: float
     versions: dict[str, str]
     predictions: npt.NDArray[np.int64] = field(repr=False)
+    kind: str = "approximation"
     format: str = "nir"
 
     def to_json(self) -> dict[str, Any]:
