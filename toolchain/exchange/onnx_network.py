@@ -163,10 +163,17 @@ def _normalized(relu: Relu) -> tuple[Relu, plain.Normalization | None]:
 
 
 def _as_torch(tensors: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-    """In the types of a module's own."""
+    """In the types of a module's own; UsageError for what float32 does not hold."""
     import torch
 
-    return {name: torch.from_numpy(np.array(t, np.int64 if t.dtype.kind == "i" else np.float32)) for name, t in tensors.items()}
+    found = {}
+    for name, tensor in tensors.items():
+        with np.errstate(over="ignore"):
+            values = np.array(tensor, np.int64 if tensor.dtype.kind == "i" else np.float32)
+        if not np.isfinite(values).all():
+            raise UsageError(f"'{name}' would hold numbers that are NaN, infinite or too large for float32: correct the network's weights")
+        found[name] = torch.from_numpy(values)
+    return found
 
 
 # how large activations are
