@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import toolchain
-from toolchain import cli, data
+from toolchain import cli, codec, data, fixed
 from toolchain.compiler import lowered
 from toolchain.errors import ArtifactError, DesignRuleError, UsageError
 from toolchain.layers import FeedbackSNN, Gain, Limited, Neuron, Normalize, Scale, Spectral, Standardized, TrainedThreshold
@@ -436,3 +436,36 @@ def test_the_page(tmp_path):
         )
         assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(30, 100, 32) ")
+
+
+@pytest.mark.parametrize("kind", ["leaky", "thresholds", "images"])
+def test_an_approximation_is_the_network_where_its_neurons_reset_softly(runs, tmp_path, kind):
+    """The nodes with our reset in place of NIR's, at our thresholds: the network's own spike sums, but for what bias differs within a channel."""
+    import nirtorch
+
+    from toolchain.exchange import nir_stock, nir_torch
+    from toolchain.exchange.nir_nodes import Note
+
+    made = nir_stock.stock(find(runs[kind]))
+    path = tmp_path / "stock.nir"
+    nir.write(path, nir.NIRGraph(made.sheet().nodes, made.sheet().edges))
+    graph = made.graph  # folded, with each channel's mean bias
+    forward = graph.phase("forward")
+
+    def soft(node):
+        halfway = node.v_threshold.reshape(-1)[0]
+        own = next(d for d in forward.dynamics.values() if d.members == "plus" and (d.threshold + d.reset) / 2 == halfway)
+        return nir_torch.SoftReset(Note("couple", threshold=own.threshold, reset=own.reset, leak=own.leak, members="plus"))
+
+    network = nirtorch.nir_to_torch(nir.read(path), nir_torch.node_map() | {nir.IF: soft, nir.LIF: soft}, dtype=torch.float64)
+    inputs = inputs_of(graph)
+    values = torch.from_numpy(inputs)
+    total, state = 0.0, None
+    with torch.no_grad():
+        for step in range(forward.time_steps):
+            out, state = network(values[..., step] if graph.of_kind("input")[0].events else values, state)
+            total = total * forward.dynamics["readout"].leak + out
+    with Reference().compile(graph) as executable:
+        result = executable.run(inputs)
+    logits = total.numpy() / fixed.leak_sum(forward.dynamics["readout"].leak, forward.time_steps)
+    np.testing.assert_allclose(logits, codec.logits(graph, result), atol=1e-9)
