@@ -12,6 +12,7 @@ import numpy as np
 from toolchain import codec
 from toolchain.analysis.factors import SWITCHES, Switchboard
 from toolchain.analysis.floats import AT_ONCE
+from toolchain.analysis.populations import rates
 from toolchain.ir import Array, Graph, Phase, Synapse
 from toolchain.notation import sample_products, table
 from toolchain.passes.grids import the_weight
@@ -163,10 +164,10 @@ def _share(
     phase: Phase,
     name: str,
 ) -> Share:
-    own = _rates(board.graph(()), plain[phase.name], name)
+    own = rates(board.graph(()), plain[phase.name], name)
 
     def difference(graph: Graph, results: Mapping[str, Result]) -> float:
-        return float(np.abs(_rates(graph, results[phase.name], name) - own).mean())
+        return float(np.abs(rates(graph, results[phase.name], name) - own).mean())
 
     return Share(
         phase=phase.name,
@@ -182,15 +183,6 @@ def _share(
 def _paired(floats: Graph, integers: Graph, phase: str) -> list[tuple[Synapse, Synapse]]:
     """The synapses of a phase, float and integer: quantize keeps their order."""
     return list(zip(floats.phase(phase).synapses, integers.phase(phase).synapses, strict=True))
-
-
-def _rates(graph: Graph, result: Result, name: str) -> Array:
-    """Rates; of a relay its mean values in the model's unit, of the readout logits."""
-    kind = graph.population(name).kind
-    if kind == "readout":
-        return codec.logits(graph, result)
-    found = codec.rates(graph, result, name)
-    return found / graph.scale(result.phase, name) if kind == "linear" else found
 
 
 def _weight_error(floats: Graph, integers: Graph, phase: str, name: str) -> float | None:
