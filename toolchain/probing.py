@@ -31,6 +31,12 @@ VARIANT_STEPS = 16
 ROUNDS = 12
 """How often the currents of a variant are corrected by what a run showed."""
 
+ROUNDS_WORK = 2**40
+"""Products that the runs of one phase's corrections may take in all; large networks are corrected less often, but `FEWEST` times."""
+
+FEWEST = 4
+"""The least corrections of a phase."""
+
 TURNS = 3
 """After so many rounds a neuron that still does not fire is tried in another sample."""
 
@@ -48,7 +54,10 @@ SMALL = 2**25
 
 SAMPLES = 64
 SAMPLES_WORK = 2**26
-"""A variant has at least as many samples as there are probes, and up to `SAMPLES` while they take no more products than this: small networks repeat themselves."""
+"""A variant has as many samples as there are probes, and up to `SAMPLES` while they take no more products than this: small networks repeat themselves."""
+
+LARGE_WORK = 2**36
+"""Fewer, but at least 2, where they would take more products than this."""
 
 Silent = dict[str, npt.NDArray[np.bool_]]
 """By population of couples: neurons that no sample so far made fire, (*shape)."""
@@ -157,10 +166,11 @@ def _back(graph: Graph, ops: Sequence[Op], values: Array, population: str) -> Ar
 
 
 def variants(graph: Graph, count: int) -> tuple[Variant, ...]:
-    """Two variants of an integer graph, each with `count` samples or more (at least 2) in at most `VARIANT_STEPS` time steps a phase."""
+    """Two variants of an integer graph, each with about `count` samples (more of small networks, fewer of large ones, at least 2) in at most `VARIANT_STEPS` time steps a phase."""
     steps: dict[str, int] = {phase.name: _steps(phase) for phase in graph.phases}
     short = graph.in_steps(steps)
-    samples = max(2, count, min(SAMPLES, SAMPLES_WORK // sample_products(short)))
+    each = sample_products(short)
+    samples = max(2, min(count, LARGE_WORK // each), min(SAMPLES, SAMPLES_WORK // each))
     return tuple(_variant(short, samples, edge) for edge in (0, -1))
 
 
@@ -245,7 +255,8 @@ def _awake(graph: Graph, name: str, given: Array, wrong: Array | None, edge: int
     draw = np.random.default_rng([SEED, 2, -edge, len(name)])
     signs = {p: draw.choice([-1, 1], graph.population(p).shape) if phase.dynamics[p].members == "both" else 1 for p in couples}
     added = {p: _unmoved(graph, phase, p, edge) for p in couples}
-    for number in range(ROUNDS):
+    rounds = max(FEWEST, min(ROUNDS, ROUNDS_WORK // (len(given) * sample_products(graph))))
+    for number in range(rounds):
         forward, result = _run(_with_currents(graph, name, added), name, given, wrong)
         fine = True
         for p in couples:
@@ -257,7 +268,7 @@ def _awake(graph: Graph, name: str, given: Array, wrong: Array | None, edge: int
             added[p].constant = np.where(wanted, added[p].constant, added[p].constant + change * acting)
         if fine:
             break
-    return _with_anchors(graph, name, added, given, wrong, edge, met)
+    return _with_anchors(graph, name, added, given, wrong, edge, met, rounds)
 
 
 def _unmoved(graph: Graph, phase: Phase, p: str, edge: int) -> _Current:
@@ -322,11 +333,18 @@ def _mean_current(graph: Graph, forward: Result, result: Result, p: str, turn: i
 
 
 def _with_anchors(
-    graph: Graph, name: str, added: dict[str, _Current], given: Array, wrong: Array | None, edge: int, met: dict[tuple[str, str], bool]
+    graph: Graph,
+    name: str,
+    added: dict[str, _Current],
+    given: Array,
+    wrong: Array | None,
+    edge: int,
+    met: dict[tuple[str, str], bool],
+    rounds: int,
 ) -> Graph:
     """`added`, with a pulse for the first neuron of every couple population: in the first sample it meets its threshold exactly, or misses it by one."""
     sought = {p: int(graph.phase(name).dynamics[p].threshold) + edge for p in added}
-    for _ in range(2 + len(added)):
+    for _ in range(min(2 + len(added), rounds)):
         made = _with_currents(graph, name, added)
         totals = first_totals(made, name, given[:1], None if wrong is None else wrong[:1])
         off = {p: sought[p] - int(totals[p].reshape(-1)[0]) for p in added}
