@@ -204,7 +204,7 @@ def test_networks_of_the_catalogue_answer_as_on_target_torch(name: str, tmp_path
     made: Any = toolchain.export(name, format="onnx", output=tmp_path / "net.onnx", samples=24)
     assert made.agreement == 1
     assert made.rates_compared >= 24 * 400
-    assert made.rates_different <= made.rates_compared // 10_000
+    assert made.rates_different <= made.rates_compared // 1000
 
 
 def test_export_says_what_it_wrote_and_measured(
