@@ -18,7 +18,8 @@ from torch import nn
 
 import toolchain
 from toolchain import cli, codec, fixed, ir
-from toolchain.compiler import forward_only, lowered
+from toolchain.analysis.floats import FloatRun
+from toolchain.compiler import forward_only, lowered, uncompiled
 from toolchain.errors import DesignRuleError, GraphError, UsageError
 from toolchain.exchange import onnx_export, onnx_nodes, onnx_session, onnx_steps
 from toolchain.ir import Array, Graph
@@ -205,6 +206,20 @@ def test_networks_of_the_catalogue_answer_as_on_target_torch(name: str, tmp_path
     assert made.agreement == 1
     assert made.rates_compared >= 24 * 400
     assert made.rates_different <= made.rates_compared // 1000
+
+
+@pytest.mark.parametrize("name", ["nmnist-conv", "convnet-f", "vgg-11-dvs", "preactresnet-18"])
+def test_untrained_networks_of_the_catalogue_go_as_files(name: str) -> None:
+    """With what the trained ones lack: events, feedback by transposed convolution, unequal pools, relays."""
+    graph = onnx_export.float_graph(uncompiled(name)[0]).in_steps({"forward": 3})
+    (source,) = graph.of_kind("input")
+    inputs = np.random.default_rng(0).random((1, *source.shape, *((3,) if source.events else ()))).astype(np.float32)
+    found = onnx_export.run(onnx_steps.encoded(graph), inputs)
+    wanted = FloatRun(graph).forward(inputs)
+    np.testing.assert_allclose(found["logits"], codec.logits(graph, wanted), atol=1e-5)
+    for population in graph.of_kind("couple"):
+        rates = codec.rates(graph, wanted, population.name)
+        assert (np.abs(found[f"rate.{population.name}"] - rates) > onnx_export.SAME_RATE).mean() <= 0.001
 
 
 def test_export_says_what_it_wrote_and_measured(
