@@ -25,6 +25,7 @@ import sys
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -40,7 +41,7 @@ KEPT = ROOT / "out" / "docs"
 CODE = ("toolchain", "targets", "models")
 BLOCK = re.compile(r"^```(?P<language>bash|python) run(?P<options>[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
 SHOWN = re.compile(r"^<!-- (?P<kind>picture|file) (?P<path>\S+): (?P<text>.+?) -->$", re.M)
-SECONDS = 180
+SECONDS = 240
 COLUMNS = re.compile(r"\S {2,}\S.*\S {2,}\S")
 """A row of a table, which must not be wrapped; sentences are."""
 
@@ -107,7 +108,7 @@ def _session(page: str, blocks: list[dict[str, str]], state: str) -> Path:
         shutil.rmtree(old, ignore_errors=True)
     (folder / "work").mkdir(parents=True)
     log.info(f"running the {len(blocks)} blocks of {page}")
-    printed = [_run(page, block, folder / "work") for block in blocks]
+    printed = _run(page, blocks, folder / "work")
     (folder / "printed.json").write_text(json.dumps(printed), encoding="utf-8")
     return folder
 
@@ -123,28 +124,51 @@ def _state() -> str:
     return found.hexdigest()
 
 
-def _run(page: str, block: dict[str, str], folder: Path) -> dict[str, str]:
-    missing = _missing(block["needs"]) if "needs" in block else None
-    if missing is not None:
-        return {"missing": missing}
+def _run(page: str, blocks: list[dict[str, str]], folder: Path) -> list[dict[str, str]]:
+    """What each block printed, or what it lacks."""
+    missing = [_missing(block["needs"]) if "needs" in block else None for block in blocks]
+    jobs = [_jobs(block) if lack is None else [] for block, lack in zip(blocks, missing, strict=True)]
+    done = iter(_done(page, [job for part in jobs for job in part], folder))
+    return [
+        _shown(block, [(job, next(done)) for job in part]) if lack is None else {"missing": lack}
+        for block, part, lack in zip(blocks, jobs, missing, strict=True)
+    ]
+
+
+def _jobs(block: dict[str, str]) -> list[dict[str, Any]]:
+    """The commands of a block, as `run_commands` takes them; only the last may end with something else than 0."""
     if block["language"] == "python":
-        commands = [("", [sys.executable, "-c", block["body"]])]
-    else:
-        lines = [line for line in block["body"].replace("\\\n", " ").splitlines() if line.strip()]
-        words = [shlex.split(line, comments=True) for line in lines]
-        commands = [(f"$ {' '.join(line.split())}\n", [sys.executable, "-m", *w]) for line, w in zip(lines, words, strict=True)]
-    expected = [0] * (len(commands) - 1) + [int(block.get("exit", 0))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    told = []
-    for (line, command), code in zip(commands, expected, strict=True):
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-        if done.returncode != code:
-            raise PluginError(f"a block of {page} ended with {done.returncode}, not {code}: {line or block['body']}{done.stderr}")
-        told.append((line if len(commands) > 1 else "") + done.stdout + (done.stderr if code else ""))
+        return [{"code": block["body"], "line": block["body"], "expected": int(block.get("exit", 0))}]
+    lines = [" ".join(line.split()) for line in block["body"].replace("\\\n", " ").splitlines() if line.strip()]
+    jobs: list[dict[str, Any]] = [{"words": shlex.split(line, comments=True)[1:], "line": line, "expected": 0} for line in lines]
+    jobs[-1]["expected"] = int(block.get("exit", 0))
+    return jobs
+
+
+def _done(page: str, jobs: list[dict[str, Any]], folder: Path) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each job."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    command = [sys.executable, str(Path(__file__).with_name("run_commands.py"))]
+    made = subprocess.run(
+        command, input=json.dumps(jobs), cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    if made.returncode:
+        raise PluginError(f"the blocks of {page} cannot be run: {made.stderr}")
+    done: list[tuple[int, str, str]] = json.loads(made.stdout)
+    for job, (code, _, said) in zip(jobs, done, strict=False):
+        if code != job["expected"]:
+            raise PluginError(f"a block of {page} ended with {code}, not {job['expected']}: {job['line']}\n{said}")
+    return done
+
+
+def _shown(block: dict[str, str], done: list[tuple[dict[str, Any], tuple[int, str, str]]]) -> dict[str, str]:
+    """What stands below a block: stdout, and where it was to fail what it said; behind its command where there are several."""
+    told = [f"$ {job['line']}\n" * (len(done) > 1) + out + (err if job["expected"] else "") for job, (_, out, err) in done]
     lines = "\n".join(text.rstrip() for text in told).splitlines()
     few = int(block.get("tail", len(lines)))
     shown = lines if few >= len(lines) else ["...", *lines[len(lines) - few :]]
-    return {"text": "\n".join([*shown, f"exit code {expected[-1]}"] if expected[-1] else shown)}
+    ended = block.get("exit")
+    return {"text": "\n".join([*shown, f"exit code {ended}"] if ended else shown)}
 
 
 def _missing(name: str) -> str | None:
