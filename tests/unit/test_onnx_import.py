@@ -111,6 +111,17 @@ class Residual(nn.Module):
         return made
 
 
+class Shortcut(nn.Module):
+    """A residual block of four channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.b(torch.relu(self.a(x))))
+
+
 class Upside(nn.Module):
     """A feature map that grows again, with groups and dilation, and a sum of a skip from the input."""
 
@@ -268,6 +279,15 @@ def test_training_starts_from_an_imported_network(digits: Path, tmp_path: Path) 
     assert weight.abs().max() > 0
     with pytest.raises(UsageError, match="is not empty"):
         toolchain.import_(digits, output=tmp_path / "plain")
+
+
+def test_training_a_residual_network_starts_by_a_method_that_knows_skips(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), Shortcut(), nn.Flatten(), nn.Linear(256, 10))
+    made: Any = toolchain.import_(
+        exported(net, tmp_path / "net.onnx", (1, 8, 8)), calibrate="digits", time_steps=5, output=tmp_path / "run"
+    )
+    assert made.module.shortcuts == ((0, 2),)
+    assert train(tmp_path / "run", epochs=1, output=tmp_path / "tuned", device="cpu").method == "ide"
 
 
 def test_images_normalised_outside_the_file(tmp_path: Path) -> None:

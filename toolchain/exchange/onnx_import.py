@@ -140,7 +140,8 @@ def import_(
     largest = onnx_network.bounds(relu, path, ahead) if seen is None else file.activations(seen)
     made = onnx_network.spiking(relu, largest, name=path.stem or "imported", time_steps=time_steps, feedback=feedback, normalize=ahead)
     training = Training() if seen is None else Training(dataset=seen.name, held_out=min(Training().held_out, len(seen) // 5))
-    about = About(checkpoint.FORMAT, Config(network=made.network, train=training, model=made.network.name), 0, None)
+    method = "ide" if made.network.skips else "spide"  # SPIDE knows no skips
+    about = About(checkpoint.FORMAT, Config(network=made.network, train=training, model=made.network.name, method=method), 0, None)
     module = checkpoint.module(Checkpoint(made.tensors, about), path)
     if output is not None:
         write_run(output, about, made.tensors)
