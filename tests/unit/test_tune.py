@@ -211,6 +211,12 @@ def test_silent_networks_are_drawn(points):
     assert drawn.png.startswith(b"\x89PNG")
 
 
+def test_points_as_accurate_as_the_float_model_are_drawn():
+    points = marked([point(8, 2, 0.95, 30.0), point(4, 2, 0.95, 20.0)])
+    drawn = pareto(points, None, model="even", samples="20 samples", time_steps=2, reference=0.95, max_drop=None)
+    assert drawn.png.startswith(b"\x89PNG")  # warnings are errors here: a picture needs some height
+
+
 def test_the_text_shows_the_front_and_the_choice(tuned):
     text = tuned.to_text()
     chosen = tuned.chosen

@@ -137,7 +137,8 @@ def pareto(
             )
         bounds = [*(height for height, _ in marks), *(100 * p.accuracy for p in shown)]
         low, high = min(bounds), max(bounds)
-        axes.set_ylim(low - 0.1 * (high - low), high + 0.13 * (high - low))
+        span = (high - low) or LEAST_SPAN  # all as accurate as the float model
+        axes.set_ylim(low - 0.1 * span, high + 0.13 * span)
         cheapest, dearest = (edge(across(p) for p in shown) for edge in (min, max))
         axes.set_xlim(cheapest * (cheapest / dearest) ** LEFT if dearest > cheapest else cheapest / 2, dearest * 1.25)
         axes.xaxis.set_major_locator(
