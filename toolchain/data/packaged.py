@@ -22,7 +22,7 @@ TEST_ONLY = {"mnist-1k": "mnist"}
 
 def load(name: str, split: str) -> Dataset:
     if name in TEST_ONLY and split == "train":
-        raise UsageError(f"'{name}' holds test images only: train on '{TEST_ONLY[name]}'")
+        raise UsageError(f"'{name}' holds test images only: give '{TEST_ONLY[name]}', which has their training images")
     content = (files("toolchain") / "samples" / f"{name}.npz").read_bytes()
     with np.load(BytesIO(content), allow_pickle=False) as arrays:
         pixels, labels = arrays["images"], arrays["labels"]
