@@ -21,6 +21,7 @@ from toolchain.errors import UsageError
 from toolchain.feedback import Feedback, both_phases, exact, float_graph, in_floats
 from toolchain.files import ready_folder
 from toolchain.ir import Graph
+from toolchain.passes import Pass
 from toolchain.progress import track
 from toolchain.source import Model, Source, find
 from toolchain.target import History, Target
@@ -106,7 +107,7 @@ def _budget(
         target=deployment.target,
         dataset=dataset.name,
         first=(f"{first.target} on {first.device}", Answers(first.logits[:count], first.rates)) if first.ran_on == "torch" else None,
-        logits={d.target: d.logits for other, d in whole if other.pipeline == target.pipeline},
+        logits={d.target: d.logits for other, d in whole if _integers(other) == _integers(target)},
     )
 
 
@@ -142,6 +143,11 @@ def _fidelity(source: Source, rows: Sequence[Row], dataset: data.Dataset) -> Fid
 def _quantizes(target: Target) -> bool:
     """Whether a target runs integers."""
     return any(rewrite.name == "quantize" for rewrite in target.pipeline.passes)
+
+
+def _integers(target: Target) -> tuple[Pass, ...]:
+    """What decides which integers a target runs: its passes but for the one that places them on cores."""
+    return tuple(rewrite for rewrite in target.pipeline.passes if rewrite.name != "partition")
 
 
 def trace(source: Source, target: Target, name: str, dataset: data.Dataset, device: str, sample: int = 0) -> Trace:
