@@ -182,7 +182,8 @@ def _advice(rows: Sequence[Factor], integers: Graph, settled: Settled | None, da
         return nothing("nothing, every answer, rate and logit is the float model's")
     if worst.cumulative.drop <= 0:
         most = max(rows, key=lambda row: row.cumulative.changed)
-        return nothing(f"nothing, no factor costs accuracy on these images ({most.name} changes most answers: {most.cumulative.changed:,})")
+        answers = f"{most.name} changes most answers: {most.cumulative.changed:,}" if most.cumulative.changed else "none changes an answer"
+        return nothing(f"nothing, no factor costs accuracy on these images ({answers})")
     enough = None if settled is None else settled.enough(integers.phase("forward").time_steps)
     found = advice(worst.name, integers, enough=enough, dataset=dataset, saturations=saturations)
     if worst.cumulative.low > 0:

@@ -55,6 +55,7 @@ def _options(factor: str, graph: Graph, enough: int | None, dataset: str, satura
     forward = graph.phase("forward")
     calibrated = graph.provenance.calibration is not None
     hosted = any(drive.source == "input" for drive in forward.drive)
+    graded = hosted and (graph.placement is None or graph.placement.chip != "loihi1")  # which has binary spikes only
     bits, most = weight_bits(graph), LOIHI2.weight_bits.value
     if factor == STEPS:
         if enough is None:
@@ -67,9 +68,9 @@ def _options(factor: str, graph: Graph, enough: int | None, dataset: str, satura
             return ("--input", "bias"), "the host's integers hold the first connection more finely than 8 bits"
         return (), f"the chip has no more than {most} bits: clip the largest weights in training, which leaves the others finer steps"
     if factor == "input":
-        return _input_options(graph, hosted, calibrated, dataset)
+        return _input_options(graph, calibrated, dataset, hosted=hosted, graded=graded)
     if factor == "clipping":
-        if hosted and (graph.placement is None or graph.placement.chip != "loihi1"):
+        if graded:
             return ("--input", "graded"), "pixels on the chip meet no 13-bit register"
         return (
             (),
@@ -87,7 +88,7 @@ def _options(factor: str, graph: Graph, enough: int | None, dataset: str, satura
     return (), f"units are as fine as the images allow: train with {wish}"
 
 
-def _input_options(graph: Graph, hosted: bool, calibrated: bool, dataset: str) -> tuple[tuple[str, ...], str]:
+def _input_options(graph: Graph, calibrated: bool, dataset: str, *, hosted: bool, graded: bool) -> tuple[tuple[str, ...], str]:
     source = graph.of_kind("input")[0]
     levels = round(graph.scale("forward", source.name))
     if levels < LARGEST_PIXEL:
@@ -98,7 +99,9 @@ def _input_options(graph: Graph, hosted: bool, calibrated: bool, dataset: str) -
         return ("--input", "bias", "--set", f"quantize.input_levels={FINE_LEVELS}"), "the host multiplies finer levels than 8 bits"
     if not calibrated:
         return ("--calibrate", dataset), "room for real currents instead of the worst case leaves finer steps"
-    return ("--input", "graded"), "pixels on the chip are not rounded to 13-bit currents"
+    if graded:
+        return ("--input", "graded"), "pixels on the chip are not rounded to 13-bit currents"
+    return ("--chip", "loihi2", "--input", "graded"), "pixels on that chip are not rounded to 13-bit currents"
 
 
 def _saturation_options(graph: Graph, saturations: Mapping[str, int], bits: int, calibrated: bool) -> tuple[tuple[str, ...], str]:
