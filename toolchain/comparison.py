@@ -102,7 +102,7 @@ class Comparison:
     @property
     def _made(self) -> str | None:
         """In which population integers err by themselves, in words."""
-        return None if self.inside is None or self.inside.populations is None else self.inside.populations.sentence()
+        return None if self.inside is None or self.inside.populations is None else self.inside.populations.worst()
 
     @property
     def passed(self) -> bool:

@@ -76,6 +76,8 @@ def test_five_lines_name_the_drop_the_factors_the_population_the_check_and_what_
     coarse = replace(compared, budget=replace(compared.budget, rows=compared.budget.rows[1:]))
     assert "worst population: 'readout' (single error" in coarse.summary[2]
     assert "rates moved most in hidden1" in coarse.summary[2]
+    assert compared.to_text().count("worst population") == 1  # integers err most in the readout, which is another thing
+    assert compared.to_text().count("\nforward: ") == 2  # a sentence on errors, and one on settling
     assert "\n".join(compared.summary) in compared.to_text()
     assert all("\n" not in line for line in lines)
 

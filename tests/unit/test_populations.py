@@ -190,7 +190,7 @@ def test_the_single_error_points_to_the_population_whose_connection_is_coarse(te
     faulty = rows["forward", population]
     others = [row.single.relative for (phase, name), row in rows.items() if phase == "forward" and name != population]
     assert faulty.single.relative > 5 * max(others)
-    assert f"worst population '{population}' (single error" in found.sentence()
+    assert f"integers err most in '{population}' (single error" in found.sentence()
 
 
 def test_the_entire_error_shows_in_all_that_comes_after_and_comes_round_the_loop():

@@ -176,7 +176,7 @@ class AccuracyBudget:
     def summary(self, made: str | None = None) -> tuple[str, str, str, str, str]:
         """Five lines: the drop, the factors, the worst population, whether the check closed, what to try.
 
-        `made` says in which population integers err by themselves (`populations.Populations.sentence`). It is the worst one unless time steps cost most, in which integers
+        `made` says in which population integers err by themselves (`populations.Populations.worst`). It is the worst one unless time steps cost most, in which integers
         have no part; without it, and then, the worst is the population whose rates moved most.
         """
         return self._drop_line(), self._factors_line(), self._population_line(made), self._check_line(), f"try: {self.advice.sentence}"
@@ -201,11 +201,12 @@ class AccuracyBudget:
         worst = largest(self.rows)
         shift = "every rate is the float model's"
         if self.worst_population is not None:
-            shift = f"mean |rate difference| {self.total.rate_difference[self.worst_population]:.4f}, most of it by {self.worst_cause}"
+            start = "equilibrium" if self.baseline.residual is not None else "floats"
+            shift = f"mean |rate difference| {self.total.rate_difference[self.worst_population]:.4f} from {start}, most of it by {self.worst_cause}"
         if made is None or worst is None or worst.name == STEPS:
             return f"worst population: {'none' if self.worst_population is None else self.worst_population}, {shift}"
         where = "" if self.worst_population is None else f"rates moved most in {self.worst_population}, "
-        return f"worst population: {made.removeprefix('worst population ')}; {where}{shift}"
+        return f"worst population: {made}; {where}{shift}"
 
     def _check_line(self) -> str:
         c = self.closing

@@ -117,15 +117,15 @@ class Populations:
         return max(found, key=size, default=None)
 
     def sentence(self, phase: str = "forward") -> str:
-        """The worst population of a phase, in words."""
+        """Where integers err most in a phase. How far rates are from the equilibrium, which time steps also move, is the accuracy budget's to say."""
+        return f"integers err most in {self.worst(phase)}" if self.made(phase) is not None else self.worst(phase)
+
+    def worst(self, phase: str = "forward") -> str:
+        """The population in which integers err most by themselves, and the one in which that shows, in words."""
         made, shows = self.made(phase), self.shows(phase)
         if made is None and shows is None:
             return f"no population errs in the {phase} phase: integers and floats agree on {self.samples:,} samples"
-        made_in = (
-            "no population errs by itself"
-            if made is None
-            else f"worst population '{made.population}' (single error {_both(made, made.single)})"
-        )
+        made_in = "no population errs by itself" if made is None else f"'{made.population}' (single error {_both(made, made.single)})"
         if shows is None:
             return f"{made_in}; no error shows"
         if made is not None and shows.population == made.population:

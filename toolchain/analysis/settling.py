@@ -197,7 +197,8 @@ class Settling:
             ]
             for c in self.curves
         ]
-        return "\n".join([title, *table(head, cells, left=2), *(f"{c.phase}: {c.sentence}" for c in self.curves)])
+        phases = dict.fromkeys(c.phase for c in self.curves)
+        return "\n".join([title, *table(head, cells, left=2), *(f"{phase}: {self.sentence(phase)}" for phase in phases)])
 
     def to_json(self) -> dict[str, Any]:
         return {"samples": self.samples, "curves": [curve.to_json() for curve in self.curves]}
