@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,11 +136,8 @@ class Comparison:
                 "",
                 f"feedback equilibrium (implicit gradient by signed spikes), n = {gradients[0].gradient.samples}, scale factor {gradients[0].gradient.scale_factor:g}",
             ]
-            names = list(gradients[0].gradient.cosine)
-            lines += table(
-                ["target", *(f"cos {n}" for n in names if n.endswith("weight")), "spikes/sample", "silent %", "clipped %"],
-                [_gradient_cells(row, names) for row in gradients],
-            )
+            head = ["target", f"least cosine with {self.reference}", "of", "spikes/sample", "silent %", "clipped %"]
+            lines += table(head, [_gradient_cells(row) for row in gradients])
         for part in (self.fidelity, self.inside):
             lines += [] if part is None else ["", part.to_text()]
         if self.budget is not None:
@@ -209,12 +205,15 @@ def device_name(deployment: Deployment) -> str:
     return deployment.device if deployment.timing == "step" else f"{deployment.device}, {deployment.timing}"
 
 
-def _gradient_cells(row: Row, names: Sequence[str]) -> list[str]:
+def _gradient_cells(row: Row) -> list[str]:
+    """A row of the feedback phase: of its gradients the one that is farthest from the first row's."""
     assert row.gradient is not None
-    cosines = [f"{row.gradient.cosine[n]:.4f}" for n in names if n.endswith("weight")]
+    cosines = row.gradient.cosine
+    least = min(cosines, key=lambda name: cosines[name])
     return [
         row.deployment.target,
-        *cosines,
+        f"{cosines[least]:.4f}",
+        least,
         f"{row.gradient.spikes_per_sample:,.0f}",
         f"{100 * row.gradient.silent:.1f}",
         f"{100 * row.gradient.clipped:.2f}",

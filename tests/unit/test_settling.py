@@ -427,8 +427,21 @@ def test_compare_has_all_of_it_and_the_digits_gradient_is_near_the_exact_one():
     assert {c["graph"] for c in read["settling"]["curves"]} == {"float", "integer"}
     assert read["fidelity"]["against_spide"]["torch"]["input.weight"]["cosine"] == pytest.approx(1)
     assert read["fidelity"]["against_exact"]["sim"]["feedback.0.weight"]["cosine"] > 0.9
-    for words in ("error by population", "settling:", "least cosine with the exact implicit gradient"):
+    for words in ("least cosine with torch", "error by population", "settling:", "least cosine with the exact implicit gradient"):
         assert words in found.to_text()
+
+
+def test_the_text_of_many_tensors_has_the_farthest():
+    """Of eight tensors the two nearest are left to the JSON, whichever target they are near on."""
+    true, none = Solved(0.0, 0.0, (1, 1)), {}
+    draw = np.random.default_rng(0)
+    exact_ones = {f"tensor{i}": draw.normal(size=50) for i in range(8)}
+    noise = {"tensor2": 1e-3, "tensor5": 1e-3}
+    near = {name: g + noise.get(name, 0.3) * draw.normal(size=50) for name, g in exact_ones.items()}
+    own, other = Found(exact_ones, none), Found(near, none)
+    text = fidelity({"torch": own, "sim": other}, own, None, true, samples=4, devices={}).to_text()
+    assert [name for name in exact_ones if f"\n{name} " in text] == [f"tensor{i}" for i in (0, 1, 3, 4, 6, 7)]
+    assert "2 other tensors are no farther from SPIDE in floats" in text
 
 
 def test_compare_of_floats_alone_settles_without_populations():

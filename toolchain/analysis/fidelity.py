@@ -18,6 +18,9 @@ from toolchain.notation import table
 
 Floats = npt.NDArray[np.float64]
 
+SHOWN = 6
+"""Tensors that the text has."""
+
 Gradients = Mapping[str, Floats]
 """d(mean cross entropy)/d(tensor) by name."""
 
@@ -77,25 +80,39 @@ class Fidelity:
         return min(found.items(), key=lambda pair: pair[1].cosine, default=None)
 
     @property
+    def against(self) -> str:
+        """What gradients are ranked by."""
+        return "the exact implicit gradient" if self.exact else "SPIDE in floats"
+
+    def farthest(self, count: int) -> list[str]:
+        """The tensors that are farthest from that, on whichever target, in the network's order."""
+        yardstick = self.exact or self.spide
+        least = {name: min(found[name].cosine for found in yardstick.values()) for name in self.tensors}
+        kept = sorted(self.tensors, key=lambda name: least[name])[:count]
+        return [name for name in self.tensors if name in kept]
+
+    @property
     def sentence(self) -> str:
         """Every target's least cosine, in words."""
-        against = "the exact implicit gradient" if self.exact else "SPIDE in floats"
         each = [(target, self.worst(target)) for target in self.spide]
         listed = ", ".join(f"{target} {worst[1].cosine:.4f} ('{worst[0]}')" for target, worst in each if worst is not None)
         left_out = "" if self.solved.reason is None else f"; {self.solved.reason}"
         masks = ", ".join(f"{target} {100 * share:.2f} %" for target, share in self.masks.items())
         opened = f"; masks that are not the equilibrium's: {masks}" if masks else ""
-        return f"least cosine with {against}: {listed}{opened}{left_out}"
+        return f"least cosine with {self.against}: {listed}{opened}{left_out}"
 
     def to_text(self) -> str:
         head = ["tensor", "target", "SPIDE", "|g|/|g0|", *(["exact", "|g|/|g0|"] if self.exact else [])]
+        shown = self.farthest(SHOWN)
         cells = [
             [name if target == next(iter(self.spide)) else "", target, *self._cells(target, name)]
-            for name in self.tensors
+            for name in shown
             for target in self.spide
         ]
+        others = len(self.tensors) - len(shown)
+        rest = [f"{others} other tensors are no farther from {self.against}: --json and --report have all"] if others else []
         title = f"gradient of each tensor: cosine and ratio of norms with SPIDE in floats{' and with the exact implicit gradient' * bool(self.exact)}, {self.samples:,} samples"
-        return "\n".join([title, *table(head, cells, left=2), self.sentence])
+        return "\n".join([title, *table(head, cells, left=2), *rest, self.sentence])
 
     def _cells(self, target: str, name: str) -> list[str]:
         found = [self.spide[target][name], *([self.exact[target][name]] if self.exact else [])]
