@@ -300,6 +300,12 @@ def whole(tmp_path_factory):
     return folder / "d.nir"
 
 
+@pytest.fixture(scope="module")
+def whole_network(tmp_path_factory):
+    """An exported network."""
+    return Path(toolchain.export("digits-fc", format="nir", output=tmp_path_factory.mktemp("network") / "d.nir").output)
+
+
 def truncated(path):
     path.write_bytes(path.read_bytes()[:5000])
 
@@ -392,6 +398,95 @@ def test_damaged_files_are_one_sentence(whole, tmp_path, damage, said):
         toolchain.import_(file, output=tmp_path / "x.fsnn")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "x.fsnn").exists()
+
+
+def field(kind, name, change):
+    """Changes one field of the first node of a kind."""
+
+    def damage(path):
+        with h5py.File(path, "r+") as file:
+            nodes = file["node/nodes"]
+            node = next(nodes[n] for n in sorted(nodes) if nodes[n]["type"][()].decode() == kind and name in nodes[n])
+            value = node[name][()]
+            del node[name]
+            node[name] = change(value)
+
+    return damage
+
+
+def note(kind, change):
+    def edited(raw):
+        value = json.loads(raw)
+        change(value)
+        return json.dumps(value)
+
+    return field(kind, "metadata/fsnn", edited)
+
+
+def fewer_edges(path):
+    with h5py.File(path, "r+") as file:
+        edges = file["node/edges"][:-1]
+        del file["node/edges"]
+        file["node"].create_dataset("edges", data=edges, dtype=h5py.string_dtype())
+
+
+def one_edge_more(path):
+    with h5py.File(path, "r+") as file:
+        edges, nodes = file["node/edges"][()].tolist(), file["node/nodes"]
+        ends = [next(n for n in nodes if nodes[n]["type"][()] == kind) for kind in (b"Delay", b"Linear")]
+        del file["node/edges"]
+        file["node"].create_dataset("edges", data=[*edges, ends], dtype=h5py.string_dtype())
+
+
+def one_node_more(path):
+    with h5py.File(path, "r+") as file:
+        file["node/nodes/z/type"] = "Threshold"
+        file["node/nodes/z/threshold"] = np.ones(3)
+
+
+def words_as_tensor(path):
+    with h5py.File(path, "r+") as file:
+        file["node/metadata/tensors/words"] = "words"
+
+
+def elsewhere(path):
+    shutil.copy(path, path.with_name("other.nir"))
+    with h5py.File(path, "r+") as file:
+        del file["node"]
+        file["node"] = h5py.ExternalLink("other.nir", "/node")
+
+
+@pytest.mark.parametrize("kind", ["artefact", "network"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (field("IF", "v_threshold", lambda v: v / 2), "is not that of its network"),
+        (field("Delay", "delay", lambda v: v * 3), "is not that of its network"),
+        (note("IF", lambda n: n.update(reset=0)), "is not that of its network"),
+        (note("IF", lambda n: n.update(members="both")), "is not that of its network"),
+        (field("IF", "metadata/fsnn", lambda _: "{"), "is not that of its network"),
+        (field("Affine", "bias", lambda v: v + 1), "is not that of its network|digest|sha256"),
+        (field("Affine", "weight", lambda v: v * np.nan), "does not hold tensor"),
+        (field("Affine", "weight", lambda v: v + 1j), "holds values of type complex"),
+        (fewer_edges, "is not that of its network"),
+        (one_edge_more, "its edges are not those of its network"),
+        (one_node_more, "is not that of its network"),
+        (words_as_tensor, "holds values of type"),
+        (elsewhere, "links to another place at 'node'"),
+        (entry(lambda e: e.update(time_steps=10**12)), "was changed after it was exported"),
+        (entry(lambda e: [place.update(form="spread", shape=[2**29]) for place in e["places"].values()]), "no bias of shape"),
+    ],
+)
+def test_edited_nodes_are_found_before_they_run(whole, whole_network, tmp_path, kind, damage, said):
+    from toolchain.exchange import nir_torch
+
+    file = tmp_path / "d.nir"
+    shutil.copy(whole if kind == "artefact" else whole_network, file)
+    damage(file)
+    for read in (toolchain.import_, nir_torch.load):
+        with pytest.raises(ArtifactError, match=said) as raised:
+            read(file)
+        assert "\n" not in str(raised.value)
 
 
 # The command line.

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from toolchain.layers import FeedbackSNN
 
 FORMAT = 1
-"""Version of what our entry in a file's metadata says."""
+"""Version of what our entry in a file's metadata says, and of the nodes that are drawn: on import a file's nodes are held to those."""
+
+SAME = 1e-5
+"""Nodes of a float network are folded anew on import: another machine adds in another order, so values differ by less than that share of the largest."""
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -262,6 +265,9 @@ def _field(nodes: Any, place: Place) -> Array:
 def _tensors(path: Path, graph: nir.NIRGraph, entry: Entry) -> dict[str, Array]:
     """All tensors of a file of ours by name; ArtifactError where a node or its field is missing or of another size."""
     kept = _flat(graph.metadata.get("tensors", {}))
+    for name, tensor in kept.items():
+        if tensor.dtype.kind not in "biuf":
+            raise ArtifactError(f"'{path}' holds values of type {tensor.dtype} as tensor '{name}': export it again")
     found = {name: tensor.reshape(()) if name in entry.scalars and tensor.size == 1 else tensor for name, tensor in kept.items()}
     for name, place in entry.places.items():
         try:
@@ -342,6 +348,46 @@ def _restored(
     return about, tensors, module
 
 
+def whole_network(
+    path: Path, graph: nir.NIRGraph, entry: Entry
+) -> Union[artifact.Artifact, tuple[About, dict[str, torch.Tensor], FeedbackSNN]]:
+    """What a file of ours was made of (see `_restored`), whose nodes, which nirtorch and other readers run, say the same; ArtifactError names the first that does not."""
+    restored = _restored(path, graph, entry)
+    compiled = isinstance(restored, artifact.Artifact)
+    drawn = restored.graph if isinstance(restored, artifact.Artifact) else lowered(Source(entry.model, restored[2], None))
+    sheet = nir_nodes.draw(drawn)
+    steps = drawn.phase("forward").time_steps
+    if (entry.time_steps, entry.dt) != (steps, DT):
+        raise ArtifactError(
+            f"'{path}' was changed after it was exported: it says T {entry.time_steps} and dt {entry.dt:g} s of a network with T {steps} and dt {DT:g} s; export it again"
+        )
+    for name in sorted({*sheet.nodes, *graph.nodes}):
+        there, wanted = graph.nodes.get(name), sheet.nodes.get(name)
+        if there is None or wanted is None or not _alike(there.to_dict(), wanted.to_dict(), 0.0 if compiled else SAME):
+            raise ArtifactError(f"'{path}' was changed after it was exported: node '{name}' is not that of its network; export it again")
+    if {(str(a), str(b)) for a, b in graph.edges} != set(sheet.edges):
+        raise ArtifactError(f"'{path}' was changed after it was exported: its edges are not those of its network; export it again")
+    return restored
+
+
+def _alike(there: Any, wanted: Any, share: float) -> bool:
+    """Whether two values of nodes are the same, numbers up to a `share` of the largest; our entries in their metadata are compared by what they say."""
+    if isinstance(wanted, dict):
+        return isinstance(there, dict) and there.keys() == wanted.keys() and all(_alike(there[key], wanted[key], share) for key in wanted)
+    if isinstance(wanted, (str, bytes)):
+        if there == wanted or not (isinstance(there, str) and share and there.startswith("{")):
+            return bool(there == wanted)
+        try:
+            return _alike(msgspec.json.decode(there), msgspec.json.decode(wanted), share)
+        except (msgspec.DecodeError, RecursionError):
+            return False
+    a, b = np.asarray(there), np.asarray(wanted)
+    if a.shape != b.shape or a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf":
+        return a.shape == b.shape and a.dtype.kind == b.dtype.kind and bool((a == b).all())
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return bool(np.array_equal(a, b) or (share and b.size and (np.abs(a - b) <= share * np.abs(b).max()).all()))
+
+
 def import_(
     path: Path,
     output: Path | None,
@@ -366,7 +412,7 @@ def import_(
     for flag, value in (("--time-steps", time_steps), ("--reset", reset), ("--dt", dt)):
         if value is not None:
             raise UsageError(f"{flag} is for files of others, and '{path}' says all of the network itself: leave it out")
-    restored = _restored(path, graph, entry)
+    restored = whole_network(path, graph, entry)
     if isinstance(restored, artifact.Artifact):
         if output is not None:
             if output.suffix != ".fsnn":

@@ -81,6 +81,8 @@ def _require_sound(path: Path) -> None:
 
 
 def _problem(h5py: Any, file: Any, most: int) -> str | None:
+    if "node" in file and not isinstance(file.get("node", getlink=True), h5py.HardLink):
+        return "links to another place at 'node'"
     if "node" not in file or not isinstance(file.get("node"), h5py.Group):
         return "is an HDF5 file without the group 'node' that NIR files have"
     seen, total = set(), 0

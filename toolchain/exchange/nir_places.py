@@ -13,6 +13,9 @@ from toolchain.ir import Array
 LARGEST_TENSOR = 2**29
 """Values of a tensor that a node holds."""
 
+LARGEST_SPREAD = 2**24
+"""Values that one a channel is repeated to: of a population's bias."""
+
 
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Where a tensor is found: field `field` of node `node`, divided by 2^`exponent`, as numbers of NumPy type `dtype` in `shape`. `form` says how a node has it:
@@ -33,8 +36,12 @@ def taken(place: Place, field: Array) -> Array:
     dtype = np.dtype(place.dtype)
     if dtype.kind not in "iuf" or not 0 < prod(place.shape) <= LARGEST_TENSOR or place.groups < 1:
         raise ValueError(f"no tensor has type {dtype} and shape {place.shape}")
-    values = _FORMS[place.form](place, np.ldexp(np.asarray(field, np.float64), -place.exponent)).reshape(place.shape)
-    found = np.ascontiguousarray(values.astype(dtype))
+    given = np.asarray(field)
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"it holds values of type {given.dtype}")
+    values = _FORMS[place.form](place, np.ldexp(given.astype(np.float64), -place.exponent)).reshape(place.shape)
+    with np.errstate(invalid="ignore"):  # what no such number is, is found below
+        found = np.ascontiguousarray(values.astype(dtype))
     if not np.array_equal(found.astype(np.float64), values):
         raise ValueError(f"its values are none of type {dtype}")
     return found
@@ -51,6 +58,8 @@ def _from_channels(place: Place, values: Array) -> Array:
 
 
 def _from_spread(place: Place, values: Array) -> Array:
+    if values.ndim != 1 or prod(place.shape) > LARGEST_SPREAD:
+        raise ValueError(f"no bias of shape {place.shape} has one value a channel of {values.shape}")
     return np.repeat(values, prod(place.shape) // len(values))
 
 

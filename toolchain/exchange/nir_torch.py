@@ -326,6 +326,7 @@ def load(path: str | Path) -> Loaded:
     entry = nir.entry_of(graph, file)
     if entry is None or entry.kind == "approximation":
         raise UsageError(f"'{file}' does not say how its neurons reset: give a file that toolchain export wrote without --approximate")
+    nir.whole_network(file, graph, entry)  # the nodes are still those that were exported
     doors = [[node for node in graph.nodes.values() if isinstance(node, kind)] for kind in (package.Input, package.Output)]
     notes = {name: note for name, node in graph.nodes.items() if (note := _note(node)) is not None}
     (entries, exits), inputs = doors, [note for note in notes.values() if note.kind == "input"]
