@@ -157,6 +157,19 @@ def test_a_run_comes_back_and_compiles_to_the_same_bytes(runs, tmp_path, kind):
     require_identical(file, graph, inputs_of(graph), exact=False)
 
 
+def test_a_module_without_a_checkpoint_keeps_its_events(tmp_path):
+    """Images of two channels are events where nobody says otherwise: in the file too."""
+    module = FeedbackSNN(
+        name="pairs", input_shape=(2, 4, 4), input=nn.Linear(32, 5), readout=nn.Linear(5, 3), time_steps=4, feedback_steps=2
+    )
+    graph = lowered(find(module))
+    assert graph.of_kind("input")[0].events
+    toolchain.export(module, format="nir", output=tmp_path / "n.nir")
+    toolchain.import_(tmp_path / "n.nir", output=tmp_path / "run")
+    assert lowered(find(tmp_path / "run")).of_kind("input")[0].events
+    require_identical(tmp_path / "n.nir", graph, inputs_of(graph), exact=False)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_nir_reads_and_writes_again_is_still_the_same(runs, tmp_path, kind):
     toolchain.compile(runs[kind], output=tmp_path / "a.fsnn")

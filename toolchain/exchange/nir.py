@@ -211,13 +211,14 @@ def _network(model: Model, source: Source, sheet: Sheet, entry: Entry) -> nir.NI
 def _about(model: Model, module: FeedbackSNN) -> About:
     """What the checkpoint of `model` says of itself; of a module that has none, its network, and a data set that says whether its data are events."""
     from toolchain.layers import describe
+    from toolchain.lower import takes_events
 
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
         if str(model) in models.names():
             path = models.get(str(model)).weights
         return checkpoint.read(path / checkpoint.NAME if path.is_dir() else path).about
-    train = Training() if module.events is None else Training(dataset="nmnist" if module.events else "mnist")
+    train = Training(dataset="nmnist" if takes_events(module) else "mnist")
     return About(checkpoint.FORMAT, Config(describe(module), train), 0, None)
 
 
@@ -301,10 +302,10 @@ def _flat(group: Any, prefix: str = "") -> dict[str, Array]:
 
 
 def _require_same(made: nir.NIRGraph, path: Path, source: Source) -> None:
-    """What will be read is what was given: the digests of artefacts and networks say so."""
+    """What will be read is what was given: digests and the nodes drawn anew say so."""
     entry = entry_of(made, path)
     assert entry is not None  # it was made here
-    _restored(path, made, entry)
+    whole_network(path, made, entry)
 
 
 def entry_of(graph: nir.NIRGraph, path: Path) -> Entry | None:
