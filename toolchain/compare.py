@@ -26,9 +26,6 @@ from toolchain.progress import track
 from toolchain.source import Model, Source, find
 from toolchain.target import History, Target
 
-GRADIENT_SAMPLES = 128
-"""Images whose implicit gradient is compared: the batch the scale factor of the zoo's models is meant for."""
-
 
 def compare(
     model: Model,
@@ -126,7 +123,7 @@ def _fidelity(source: Source, rows: Sequence[Row], dataset: data.Dataset) -> Fid
     found = {row.deployment.target: row.gradient.found for row in rows if row.gradient is not None}
     if not found or float_graph(source) is None:
         return None
-    images, labels = dataset.images[:GRADIENT_SAMPLES], dataset.labels[:GRADIENT_SAMPLES]
+    images, labels = dataset.images[:SAMPLES], dataset.labels[:SAMPLES]
     plain = [row.deployment.target for row in rows if row.deployment.ran_on == "torch" and row.deployment.device == "cpu"]
     spide = found[plain[0]] if plain else in_floats(source, images, labels)
     best, solved = exact(source, images, labels)
@@ -160,7 +157,7 @@ def trace(source: Source, target: Target, name: str, dataset: data.Dataset, devi
         feedback: dict[str, History] = {}
         if graph.has_phase("feedback"):
             # The error this sample has in a batch of the size the scale factor is meant for; alone it would clip.
-            error = codec.output_error(graph, forward, labels) / GRADIENT_SAMPLES
+            error = codec.output_error(graph, forward, labels) / SAMPLES
             feedback = _single(run.run(error, phase="feedback").history)
         return Trace(name, sample, _single(forward.history), feedback, thresholds(graph))
 
@@ -187,7 +184,7 @@ def _feedback(source: Source, target: Target, dataset: data.Dataset, device: str
     with started(source, target, _options(target, device), ("forward", "feedback")) as run:
         if not run.graph.has_phase("feedback"):
             return None
-        return both_phases(run, source, dataset.images[:GRADIENT_SAMPLES], dataset.labels[:GRADIENT_SAMPLES])
+        return both_phases(run, source, dataset.images[:SAMPLES], dataset.labels[:SAMPLES])
 
 
 def _row(deployment: Deployment, first: Deployment, found: Feedback | None, reference: Feedback | None) -> Row:

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolchain.analysis.drops import AccuracyBudget
 from toolchain.analysis.fidelity import Fidelity
-from toolchain.analysis.side_by_side import SideBySide
+from toolchain.analysis.side_by_side import SAMPLES, SideBySide
 from toolchain.deploy import Deployment
 from toolchain.feedback import Feedback
 from toolchain.notation import table
@@ -168,9 +168,11 @@ def _cuts(row: Row) -> list[str]:
     if row.gradient is None:
         return found
     if row.gradient.clipped_errors:
+        fewer = row.gradient.samples < SAMPLES
         found.append(
             f"{_counted(row.gradient.clipped_errors, 'error current')} clipped at the 13-bit mantissa: "
-            f"lower the scale factor, which is {row.gradient.scale_factor:g}"
+            + (f"give {SAMPLES} samples, since the mean loss of {row.gradient.samples:,} makes larger errors, or " if fewer else "")
+            + f"lower the scale factor, which is {row.gradient.scale_factor:g}"
         )
     saturations = sum(int(s.sum()) for s in row.gradient.found.feedback.saturations.values())
     if saturations:

@@ -65,6 +65,7 @@ def test_the_closing_check_holds_every_target_to_the_last_state(compared):
     closing = compared.budget.closing
     assert closing.passed
     assert closing.targets == {"sim": 0, "reference": 0}
+    assert "are the integer graph's, as are the logits of sim, reference" in compared.summary[3]
     assert closing.compared > 150 * 2 * 32
 
 

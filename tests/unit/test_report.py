@@ -244,6 +244,14 @@ def test_what_was_cut_is_said_once_for_all_targets_it_concerns(tmp_path):
         assert page.count(f'<p class="bad">sim, lava-sim: {words}') == 1
 
 
+@pytest.mark.parametrize(("samples", "more"), [(20, True), (128, False)])
+def test_errors_that_are_cut_for_want_of_samples_ask_for_more(samples, more):
+    """The zoo's scale factors are for batches of 128; the mean loss of fewer gives each sample a larger error."""
+    found = with_cuts(comparison(shapes={"one": (2,)})[0])
+    few = replace(found, rows=tuple(replace(row, gradient=replace(row.gradient, samples=samples)) for row in found.rows))
+    assert any("give 128 samples, since the mean loss of 20 makes larger errors" in warning for warning in few.warnings) == more
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "taken").write_text("a file")
     result = comparison(("torch",), feedback=False)[0]

@@ -213,6 +213,8 @@ class AccuracyBudget:
         said = f"all {c.compared:,} spikes, potentials and saturations are the integer graph's"
         if c.differing:
             said = f"FAILED, {c.differing:,} of {c.compared:,} spikes, potentials and saturations are not the integer graph's: the rows above are not to be trusted"
+        same = [name for name, count in c.targets.items() if not count]
+        said += f", as are the logits of {', '.join(same)}" if same and not c.differing else ""
         other = [f"{name} ({count:,} logits)" for name, count in c.targets.items() if count]
         said += f"; FAILED, other logits on {', '.join(other)}" if other else ""
         if self.arithmetic is not None:
