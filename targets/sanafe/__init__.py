@@ -63,7 +63,12 @@ class SanaFe:
         problems = self.check(graph)
         if problems:
             raise DesignRuleError("; ".join(problems))
-        from toolchain.targets.sanafe.run import Run
+        try:
+            from toolchain.targets.sanafe.run import Run
+        except ImportError as error:  # built for another Python or C++ library
+            raise UsageError(
+                f'SANA-FE does not load here ({error}): install it again with pip install --force-reinstall "fsnn-toolchain[energy]"'
+            ) from None
 
         return Run(graph, _placement(graph), trace=self.trace)
 

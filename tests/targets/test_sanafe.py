@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 from dataclasses import replace
 from importlib.resources import files
 
@@ -335,6 +336,15 @@ def test_a_missing_package_is_one_sentence(random_graph, monkeypatch):
     with pytest.raises(UsageError, match="pip install"):
         SANAFE.compile(Retime()(random_graph(0)))
     assert {row.name: row.missing for row in list_targets().targets}["sanafe"] == sentence
+
+
+def test_a_package_that_does_not_load_is_one_sentence(monkeypatch):
+    """Built for another C++ library, say: `estimate` gives all else."""
+    monkeypatch.delitem(sys.modules, "toolchain.targets.sanafe.run", raising=False)
+    monkeypatch.setitem(sys.modules, "toolchain.targets.sanafe.chip", None)
+    found = toolchain.estimate("digits-fc", dataset="digits", samples=3, chip_samples=1)
+    assert "SANA-FE does not load here" in found.to_text()
+    assert "fsnn-toolchain[energy]" in found.charged.missing
 
 
 def test_it_is_found_by_name():
