@@ -70,7 +70,10 @@ def problem(name: str, dynamics: Dynamics) -> str | None:
         return None
     where = f"population '{name}' leaks ({dynamics.leak:g})"
     if dynamics.members == "both":
-        return f"{where} and fires with both members: as pairs of binary neurons leaky couples are not exact, so run the forward phase alone, or another target"
+        return (
+            f"{where} and fires with both members: as pairs of binary neurons leaky couples are not exact, so run the forward phase alone (deploy, or verify --phase "
+            "forward), or another target"
+        )
     if dynamics.threshold != dynamics.reset:
         return (
             f"{where} with threshold {dynamics.threshold} and reset {dynamics.reset}: SANA-FE's neuron subtracts its threshold, and only without leak can another "

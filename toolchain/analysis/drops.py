@@ -193,7 +193,7 @@ class AccuracyBudget:
             return "by factor: none changes anything"
         ranked = sorted(self.rows, key=lambda row: weight(row.cumulative), reverse=True)
         first = ranked[0]
-        answers = f"{first.cumulative.to_wrong:,} answers to wrong, {first.cumulative.to_right:,} to right"
+        answers = f"answers to wrong {first.cumulative.to_wrong:,}, to right {first.cumulative.to_right:,}"
         rest = "".join(f"; {row.name} {points(row.cumulative.drop)}" for row in ranked[1:])
         return f"by factor: {first.name} {points(first.cumulative.drop)} {interval(first.cumulative)}, alone {points(first.alone.drop)}, {answers}{rest}"
 
