@@ -192,7 +192,7 @@ def test_without_nir_one_sentence_says_how_to_get_it(monkeypatch, tmp_path):
         lambda: toolchain.export("digits-fc", format="nir", output=tmp_path / "b.nir"),
         lambda: toolchain.import_(tmp_path / "a.nir"),
     ):
-        with pytest.raises(UsageError, match="nir is not installed: run pip install nir"):
+        with pytest.raises(UsageError, match=r"nir is not installed: run pip install 'fsnn-toolchain\[nir\]'"):
             ask()
 
 
@@ -527,6 +527,8 @@ def test_commands(tmp_path, monkeypatch, capsys):
         ("import run/config.yaml", "does not end in .nir or .onnx"),
         ("import d.nir -o d.nir", "is the file that is read"),
         ("export digits-fc --format nir --calibrate digits -o x.nir", "leave it out"),
+        ("export digits-fc --format nir --approximate -o x.nir", "takes samples of 64 values"),
+        ("export run/checkpoint.safetensors --format nir -o run/config.yaml", "belongs to the model itself"),
     ):
         code, _, error = command(line)
         assert (code, said in error) == (2, True), error

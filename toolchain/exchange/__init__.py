@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from toolchain import codec, data
+from toolchain import checkpoint, codec, data
 from toolchain.deploy import CHUNK, deploy, sample_shape
 from toolchain.errors import UsageError, unknown
 from toolchain.exchange import lava_dl, netx
@@ -232,10 +232,11 @@ def _export_netx(
 
 
 def _require_other(model: Model, path: Path) -> None:
-    """The file is neither the model itself nor one of its run folder."""
+    """The file is neither the model itself nor one of its run folder, in which a checkpoint lies beside its config.yaml."""
     if isinstance(model, (str, os.PathLike)):
         own, output = Path(model).resolve(), path.resolve()
-        if own == output or (own.is_dir() and own in output.parents and output.exists()):
+        run = own.parent if own.name == checkpoint.NAME else own
+        if own == output or (run.is_dir() and run in output.parents and output.exists()):
             raise UsageError(f"'{path}' belongs to the model itself: write the export to another file")
 
 

@@ -29,12 +29,13 @@ MOST_ENTRIES = 200_000
 DEEPEST = 16
 """Groups within groups: graphs within graphs take two each."""
 
-INSTALL = "nir is not installed: run pip install nir"
 
-
-def missing() -> str | None:
+def missing(names: tuple[str, ...] = ("nir", "h5py")) -> str | None:
     """None where NIR files can be read and written here, else what is missing and the command that installs it. Imports nothing heavy."""
-    return INSTALL if find_spec("nir") is None or find_spec("h5py") is None else None
+    for name in names:
+        if find_spec(name) is None:
+            return f"{name} is not installed: run pip install 'fsnn-toolchain[nir]'"
+    return None
 
 
 def write(path: Path, graph: nir.NIRGraph) -> int:

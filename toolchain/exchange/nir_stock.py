@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 import toolchain
-from toolchain import data
+from toolchain import codec, data
 from toolchain.compiler import lowered
 from toolchain.deploy import CHUNK, deploy, sample_shape
 from toolchain.errors import DesignRuleError, UsageError
@@ -97,8 +97,10 @@ def export(model: Model, source: Source, path: Path, *, dataset: str, samples: i
     if missing is not None:
         raise UsageError(missing)
     made = stock(source)
+    made.sheet()  # refuses what nodes cannot say, before data are looked at
     time_steps, size = sample_shape(source, dataset)
     loaded = data.load(dataset, samples=samples, data_dir=data_dir, time_steps=time_steps, image_size=size)
+    codec.check_inputs(made.graph, np.asarray(loaded.images[:1]))
     ready_folder(path.parent)
     entry = made.entry(source.name)
     graph = nir.whole(made.sheet(), entry, {}, {})

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -41,7 +40,7 @@ State = dict[str, Any]
 
 def missing() -> str | None:
     """None where files can be run here, else what is missing and the command that installs it."""
-    return nir_files.missing() or ("nirtorch is not installed: run pip install nirtorch" if find_spec("nirtorch") is None else None)
+    return nir_files.missing(("nir", "h5py", "nirtorch"))
 
 
 class SoftReset(nn.Module):
