@@ -360,11 +360,12 @@ def verify(
     samples: Samples = None,
     phase: Annotated[str, typer.Option(metavar="forward|feedback|both", help="What to compare.")] = "both",
     probes: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", help="Probing inputs beside the images, and as many for each of two variants of the network; 0 for none."
+            metavar="N",
+            help="Probing inputs beside the images, and as many for each of two variants of the network; 0 for none; 16, of large networks fewer.",
         ),
-    ] = 16,
+    ] = None,
     replay: Annotated[bool, typer.Option("--replay", help="Run the golden inputs kept in the artefact.")] = False,
     data_dir: DataDir = None,
     json: Json = False,

@@ -126,6 +126,14 @@ READINGS = (
     _Reading("saturations", None, "saturations", "saturations"),
 )
 
+SUMS = (
+    _Reading("spike", None, "counts", "spike count"),
+    _Reading("spike", None, "activity", "number of spikes"),
+    _Reading("spike", None, "traces", "leaky sum of spikes"),
+    _Reading("potential", None, "potentials", "last potential"),
+)
+"""What gates, accuracies and learning read: targets add it up by themselves, so it may be wrong where every step is right."""
+
 
 def compared(graph: Graph, pair: Pair, a: Result, b: Result, samples: Samples, *, totals: bool = False) -> Pair:
     """Everything that two results of one phase, of the targets that `pair` names, disagree about: step by step, or in total where one of them keeps no history (which is
@@ -142,15 +150,39 @@ def compared(graph: Graph, pair: Pair, a: Result, b: Result, samples: Samples, *
             where = np.argwhere(values[0] != values[1])
             total = total.plus(_counted(pair, reading.kind, values[0].size, len(where)))
             if len(where):
-                word = reading.kind if by_step else reading.total
-                first = _located(
-                    phase, name, word.replace("spike", "value") if kind == "linear" else word, values, where[0], samples, by_step
-                )
+                word = _word(reading.kind if by_step else reading.total, kind)
+                first = _located(phase, name, word, values, where[0], samples, by_step)
                 tick = phase.timing.start.get(name, 0) + (first.step - 1) * phase.timing.period if by_step else phase.ticks
                 found.append((tick, place, first))
+        if not found:  # a step that parts has other sums
+            for reading in SUMS if kind in SENDING else SUMS[-1:]:
+                parting = _sums(phase, name, kind, reading, pair, a, b, samples)
+                if parting is not None:
+                    total = total.plus(_counted(pair, reading.kind, 0, parting[0]))
+                    found.append((phase.ticks, place, parting[1]))
     if not found:
         return total
     return replace(total, first_difference=_with_currents(graph, min(found, key=lambda item: item[:2])[2], a, b, samples))
+
+
+def total_of(kind: str) -> str:
+    """The field of a result that holds the totals of a difference's `kind`."""
+    return next(reading.totals for reading in (*READINGS, *SUMS) if kind in (reading.total, _word(reading.total, "linear")))
+
+
+def _word(kind: str, population: str) -> str:
+    """What numbers are called; a relay sends values and no spikes."""
+    return kind.replace("spike", "value") if population == "linear" else kind
+
+
+def _sums(
+    phase: Phase, name: str, kind: str, reading: _Reading, pair: Pair, a: Result, b: Result, samples: Samples
+) -> tuple[int, Difference] | None:
+    """How many totals differ, and the first of them; None where none does, or one target gives none."""
+    values, _, _ = _both(pair, a, b, name, reading)
+    if values is None or not len(where := np.argwhere(values[0] != values[1])):
+        return None
+    return len(where), _located(phase, name, _word(reading.total, kind), values, where[0], samples, False)
 
 
 def _both(pair: Pair, a: Result, b: Result, name: str, reading: _Reading) -> tuple[tuple[Array, Array] | None, bool, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from toolchain.artifact import Artifact
 from toolchain.compiler import executable, forward_only, graph_for
 from toolchain.coverage import Counter, Coverage
 from toolchain.deploy import Options, available, configure, device_of, sample_shape
-from toolchain.differences import Difference, Pair, Samples, compared
+from toolchain.differences import Difference, Pair, Samples, compared, total_of
 from toolchain.errors import DesignRuleError, UsageError
 from toolchain.ir import Array, Graph
 from toolchain.notation import sample_products, table
@@ -28,8 +29,14 @@ from toolchain.versions import versions
 FORWARD_SAMPLES = 100
 FEEDBACK_SAMPLES = 20
 PROBES = 16
+PROBES_WORK = 2**38
+"""Products that the probes may take in all where nobody says how many: of large networks fewer are run, at least `FEWEST_PROBES`."""
+
+FEWEST_PROBES = 4
+
 CHUNK = 20
-"""Samples compared at a time: full histories are large."""
+HISTORY_BYTES = 2**31
+"""At most `CHUNK` images are compared at a time, and fewer where the histories of all targets would take more memory than this."""
 
 IMAGE = "image"
 
@@ -66,7 +73,7 @@ class VariantFound:
 @dataclass(frozen=True)
 class Verification:
     """What `verify` found. `samples` are images by phase, `probes` the probing inputs, each in every phase compared; `pairs` cover both, `variants` stand apart.
-    `activity` is the number of spikes seen per phase: identical silence would prove little. `coverage` is None for a replay."""
+    `activity` is the number of spikes seen per phase: identical silence would prove little. `coverage` is None for a replay; `fewer_probes`: the network is large."""
 
     model: str
     dataset: str
@@ -79,6 +86,7 @@ class Verification:
     probes: int = 0
     variants: tuple[VariantFound, ...] = ()
     coverage: Coverage | None = None
+    fewer_probes: bool = False
 
     @property
     def passed(self) -> bool:
@@ -114,6 +122,7 @@ class Verification:
     def to_text(self) -> str:
         what = ", ".join(f"{phase} on {n} samples ({self.activity.get(phase, 0):,} spikes)" for phase, n in self.samples.items())
         probes = f", and {self.probes} probes" if self.probes else ""
+        probes += f" (fewer than {PROBES}, since the network is large)" if self.fewer_probes else ""
         lines = [f"{self.model}, {self.timing} timing, {self.dataset}: {what}{probes}"]
         lines += [pair.to_text() for pair in self.pairs]
         lines += [found.to_text() for found in self.variants]
@@ -153,25 +162,28 @@ def verify(
     dataset: str = "mnist-1k",
     samples: int | None = None,
     phase: str = "both",
-    probes: int = PROBES,
+    probes: int | None = None,
     replay: bool = False,
     data_dir: str | Path | None = None,
 ) -> Verification:
     """Compare `targets` with the first of them on the same samples: 100 images forward and 20 feedback by default, `samples` of each where given.
 
-    `probes` seeded inputs and errors are added, and as many to each of two variants of the network, so that weights count that no image exercises (0: images only);
-    `coverage` says how many did. `replay` compares every target with the golden vectors in the artefact instead. Raises UsageError for targets whose graphs
-    differ, for float targets, and for a first target that lacks a phase.
+    `probes` seeded inputs and errors are added (16 by default, of large networks fewer), and as many to each of two variants of the network, so that weights count that
+    no image exercises (0: images only); `coverage` says how many did. `replay` compares every target with the golden vectors in the artefact instead. Raises UsageError
+    for targets whose graphs differ, for float targets, for one that is named twice, and for a first target that lacks a phase.
     """
     if phase not in ("forward", "feedback", "both"):
         raise UsageError(f"unknown phase '{phase}': choose forward, feedback or both")
     if not targets:
         raise UsageError("verify needs at least one target")
-    if not 0 <= probes <= 10_000:
+    if probes is not None and not 0 <= probes <= 10_000:
         raise UsageError(f"{probes} probes are asked for: give 0 to 10,000")
     source = find(model)
     chosen = [available(name, instead=INSTEAD) for name in targets]
     graph = _common_graph(source, chosen)
+    for name in targets:
+        if list(targets).count(name) > 1:
+            raise UsageError(f"target '{name}' is named twice, and with itself it agrees: name each target once")
     if replay:
         return _replayed(source, chosen, graph)
     if len(chosen) < 2:
@@ -214,8 +226,11 @@ class _Running(NamedTuple):
 class _Session:
     """One verification: the targets, the phases that are compared, and what was seen so far."""
 
-    def __init__(self, source: Source, chosen: Sequence[Target], graph: Graph, phases: tuple[str, ...], probes: int) -> None:
-        self._source, self._chosen, self._graph, self._phases, self._probes = source, chosen, graph, phases, probes
+    def __init__(self, source: Source, chosen: Sequence[Target], graph: Graph, phases: tuple[str, ...], probes: int | None) -> None:
+        self._source, self._chosen, self._graph, self._phases = source, chosen, graph, phases
+        allowed = max(FEWEST_PROBES, min(PROBES, PROBES_WORK // sample_products(graph)))
+        self._probes = allowed if probes is None else probes
+        self._fewer = probes is None and allowed < PROBES
         self._lacks = {} if phases == ("forward",) else _without_feedback(chosen, graph)
         if self._lacks and (phases == ("feedback",) or chosen[0].name in self._lacks):
             target, reason = next(iter(self._lacks.items()))
@@ -231,9 +246,10 @@ class _Session:
         with ExitStack() as stack:
             running = [stack.enter_context(self._started(target, self._graph)) for target in self._chosen]
             pairs = [Pair(running[0].name, other.name, not_compared=self._lacking(other.name)) for other in running[1:]]
-            starts = range(0, len(loaded.images), CHUNK)
+            size = self._at_a_time(self._graph)
+            starts = range(0, len(loaded.images), size)
             for first in track(starts, f"verify {self._source.name}", total=len(starts)):
-                part = slice(first, first + CHUNK)
+                part = slice(first, first + size)
                 labels = loaded.labels[part] if first < feedback else None
                 pairs = self._chunk(
                     self._graph, pairs, running, loaded.images[part], Samples(IMAGE, first), labels=labels, kept=feedback - first
@@ -241,7 +257,8 @@ class _Session:
             self._counter.mark("images")
             if self._probes:
                 given = probing.inputs(self._graph, self._probes, self._silent)
-                pairs = self._chunks(self._graph, pairs, running, given, self._errors(self._graph), "probe")
+                half = max(1, self._probes // 2)  # at least two runs: what a target keeps of the one before shows in the other
+                pairs = self._chunks(self._graph, pairs, running, given, self._errors(self._graph), "probe", half)
                 self._counter.mark("probes")
         variants, thresholds = self._variants() if self._probes else ((), (0, 0))
         return Verification(
@@ -256,7 +273,15 @@ class _Session:
             self._probes,
             variants,
             self._counter.found(*thresholds),
+            self._fewer,
         )
+
+    def _at_a_time(self, graph: Graph, most: int = CHUNK) -> int:
+        """Up to `most` samples whose spikes (int8) and potentials (int64) of every step, on every target, fit in memory; relays send int64."""
+        sent = {"couple": 1, "readout": 1, "linear": 8}
+        steps = [(population, phase.time_steps) for phase in graph.phases for population in map(graph.population, phase.order)]
+        each = sum(prod(p.shape) * count * (8 + sent[p.kind]) for p, count in steps if p.kind != "input")
+        return max(1, min(most, HISTORY_BYTES // (len(self._chosen) * each)))
 
     def _errors(self, graph: Graph) -> Array | None:
         return probing.errors(graph, self._probes) if "feedback" in self._phases else None
@@ -273,8 +298,9 @@ class _Session:
             yield _Running(target.name, run)
 
     def _chunks(
-        self, graph: Graph, pairs: list[Pair], running: Sequence[_Running], inputs: Array, wrong: Array | None, name: str, size: int = CHUNK
+        self, graph: Graph, pairs: list[Pair], running: Sequence[_Running], inputs: Array, wrong: Array | None, name: str, most: int
     ) -> list[Pair]:
+        size = self._at_a_time(graph, most)
         for first in range(0, len(inputs), size):
             part = slice(first, first + size)
             pairs = self._chunk(graph, pairs, running, inputs[part], Samples(name, first), wrong=None if wrong is None else wrong[part])
@@ -389,8 +415,8 @@ def _judged(case: _Case, pair: Pair, found: Difference) -> Difference:
     by_step = {"spike": history.spikes, "value": history.spikes, "potential": history.potentials}
     if found.kind in by_step:
         return replace(found, expected=by_step[found.kind][found.step - 1].reshape(-1)[found.neuron].item())
-    totals = {"last potential": result.potentials, "saturations": result.saturations}
-    return replace(found, expected=totals.get(found.kind, result.counts)[found.population].reshape(-1)[found.neuron].item())
+    totals: dict[str, Array] = getattr(result, total_of(found.kind))
+    return replace(found, expected=totals[found.population].reshape(-1)[found.neuron].item())
 
 
 def _replayed(source: Source, chosen: Sequence[Target], graph: Graph) -> Verification:

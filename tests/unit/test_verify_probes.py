@@ -167,6 +167,79 @@ def test_the_coverage_is_in_text_and_json(made, install):
     assert "thresholds met exactly and missed by one: 2 of 2" in text
 
 
+def wrong_total(field, name, by):
+    def give(result):
+        totals = getattr(result, field)
+        return replace(result, **{field: {**totals, name: totals[name] + np.asarray(by, totals[name].dtype)}})
+
+    return Other(give=give)
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "kind"),
+    [
+        ("counts", "hidden1", "spike count"),
+        ("activity", "hidden1", "number of spikes"),
+        ("traces", "hidden1", "leaky sum of spikes"),
+        ("potentials", "hidden1", "last potential"),
+        ("potentials", "readout", "last potential"),
+    ],
+)
+def test_a_total_that_its_own_steps_do_not_add_up_to_is_found(made, install, field, name, kind):
+    """Gates, accuracies and learning read totals, which a target adds up beside its steps."""
+    found = against(made, install, wrong_total(field, name, 1), phase="forward", samples=1, probes=0)
+    first = found.first_difference
+    assert not found.passed
+    assert (first.population, first.kind, first.step, first.neuron) == (name, kind, 10, 0)
+    assert first.expected == first.a == first.b - 1
+
+
+@dataclass(frozen=True)
+class Late(Other):
+    """Its feedback phase is gated by the forward run before the last."""
+
+    def compile(self, graph):
+        run = super().compile(graph)
+        inner, kept = run.run, []
+
+        def stale(inputs, *, phase="forward"):
+            if phase == "forward":
+                kept.append(inputs)
+            elif len(kept) > 1 and len(kept[-2]) == len(inputs):
+                inner(kept[-2])
+            return inner(inputs, phase=phase)
+
+        run.run = stale
+        return run
+
+
+def test_what_a_target_keeps_of_the_run_before_is_found(made, install):
+    first = against(made, install, Late(), samples=3).first_difference
+    assert (first.phase, first.population, first.inputs) == ("feedback", "hidden1", "probe")
+
+
+def test_large_networks_get_fewer_probes_and_smaller_runs_and_the_text_says_so(made, install, monkeypatch):
+    import importlib
+
+    module = importlib.import_module("toolchain.verify")
+    whole = against(made, install, Other())
+    assert "16 probes\n" in whole.to_text()
+    monkeypatch.setattr(module, "PROBES_WORK", 1)
+    monkeypatch.setattr(module, "HISTORY_BYTES", 1)
+    sizes = []
+    few = against(made, install, Other(give=lambda result: sizes.append(len(result.counts["hidden1"])) or result), samples=3)
+    assert set(sizes) == {1}
+    assert few.passed
+    assert few.probes == module.FEWEST_PROBES
+    assert f"{module.FEWEST_PROBES} probes (fewer than 16, since the network is large)" in few.to_text()
+    assert against(made, install, Other(), probes=6).probes == 6
+
+
+def test_a_target_that_is_named_twice_is_refused(made):
+    with pytest.raises(UsageError, match="'sim' is named twice"):
+        toolchain.verify(made, targets=("sim", "sim"), dataset="digits")
+
+
 def test_without_probes_the_coverage_says_how_little_images_exercise(made, install):
     found = against(made, install, Other(), probes=0)
     assert found.coverage.share < 0.6
