@@ -11,6 +11,7 @@ import pytest
 import toolchain
 from toolchain import data
 from toolchain.analysis.equilibrium import TOLERANCE
+from toolchain.analysis.fidelity import SHOWN
 from toolchain.analysis.settling import ANSWERS, FEEDBACK_TOLERANCE, SEEN
 from toolchain.analysis.settling import TOLERANCE as RESIDUAL
 from toolchain.analysis.side_by_side import LEAST_STEPS, LONGER, SAMPLES, WORK, side_by_side
@@ -34,6 +35,8 @@ def test_numbers_are_those_of_the_code():
     ):
         assert words in PAGE
     assert ANSWERS == 0.01
+    assert SHOWN == 6
+    assert "the six tensors that are farthest off" in PAGE
     assert pytest.approx(0.2) == 1 - SEEN  # the last fifth
     assert (TOLERANCE, COARSE_TOLERANCE, COARSE_WORK) == (1e-10, 1e-5, 2**28)
 

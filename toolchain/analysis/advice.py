@@ -60,7 +60,7 @@ def _options(factor: str, graph: Graph, enough: int | None, dataset: str, satura
     if factor == STEPS:
         if enough is None:
             return (), "more time steps do not bring it back: train the network in as few as it has here"
-        return ("--time-steps", str(enough)), f"{forward.time_steps} are too few to settle"
+        return ("--time-steps", str(enough)), f"T {forward.time_steps} is too few to settle"
     if factor == "weights":
         if bits < most:
             return ("--weight-bits", str(most)), f"{bits} bits round too much"
