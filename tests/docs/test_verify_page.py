@@ -12,7 +12,7 @@ import pytest
 
 import toolchain
 from toolchain import probing
-from toolchain.verify import FEEDBACK_SAMPLES, FORWARD_SAMPLES, PROBES
+from toolchain.verify import FEEDBACK_SAMPLES, FEWEST_PROBES, FORWARD_SAMPLES, PROBES, PROBES_WORK
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "verify.md").read_text()
@@ -40,7 +40,8 @@ def test_the_coverage_table_is_what_verify_says(name: str, dataset: str) -> None
 
 def test_the_defaults_are_the_codes() -> None:
     assert f"| images | {FORWARD_SAMPLES} forward, {FEEDBACK_SAMPLES} of them in the feedback phase" in PAGE
-    assert f"| probes | {PROBES};" in PAGE
+    above, least = (PROBES_WORK // PROBES).bit_length() - 1, FEWEST_PROBES
+    assert f"| probes | {PROBES}, of networks above 2^{above} products a sample fewer (at least {least};" in PAGE
     assert f"up to {probing.SAMPLES} where the network is small" in PAGE
     assert f"in at most {probing.VARIANT_STEPS} steps a phase" in PAGE
     assert f"by up to {probing.ROUNDS} corrections" in PAGE
