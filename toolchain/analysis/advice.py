@@ -92,7 +92,7 @@ def _input_options(graph: Graph, calibrated: bool, dataset: str, *, hosted: bool
     source = graph.of_kind("input")[0]
     levels = round(graph.scale("forward", source.name))
     if levels < LARGEST_PIXEL:
-        return ("--set", f"quantize.input_levels={LARGEST_PIXEL}"), f"{levels} input levels are coarse"
+        return ("--set", f"quantize.input_levels={LARGEST_PIXEL}"), f"an input of whole numbers from 0 to {levels} is coarse"
     if not hosted:
         if source.events:
             return (), f"events on the chip have no more than {levels} levels: scale them to fill these"
