@@ -571,11 +571,12 @@ def external(model: Any, **entries: str) -> Any:
     return model
 
 
-def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [{"length": "1536"}, {}])  # ONNX leaves it out where the rest of the file is meant
+def test_weights_beside_the_file_are_read(tmp_path: Path, length: dict[str, str]) -> None:
     model = whole(tmp_path / "plain.onnx")
     values = model.graph.initializer[0].raw_data
     (tmp_path / "net.onnx.data").write_bytes(b"12345678" + values)
-    (tmp_path / "net.onnx").write_bytes(external(model, location="net.onnx.data", offset="8", length=str(len(values))).SerializeToString())
+    (tmp_path / "net.onnx").write_bytes(external(model, location="net.onnx.data", offset="8", **length).SerializeToString())
     both: Any = [toolchain.import_(tmp_path / name) for name in ("net.onnx", "plain.onnx")]
     assert torch.equal(both[0].module.input.weight, both[1].module.input.weight)
 
@@ -591,7 +592,9 @@ def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
         ({"location": "net.onnx.data", "offset": "0", "length": "99999999999"}, "which has 2,000"),
         ({"location": "net.onnx.data", "offset": "0", "length": "16"}, "needs 1,536 bytes"),
         ({"location": "net.onnx.data", "offset": "many"}, "does not say where"),
-        ({"location": "net.onnx.data"}, "-1 bytes long"),
+        ({"location": "net.onnx.data"}, "needs 1,536 bytes and has 2,000"),
+        ({"location": "net.onnx.data", "offset": "3000"}, "should lie at byte 3,000"),
+        ({"location": "net.onnx.data", "length": "-1"}, "-1 bytes long"),
     ],
 )
 def test_weights_elsewhere_are_not_read(tmp_path: Path, entries: dict[str, str], message: str) -> None:

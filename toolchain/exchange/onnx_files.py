@@ -118,9 +118,10 @@ def _fetch(tensor: TensorProto, path: Path) -> int:
             f"{where} lies in another file, and beside '{path.name}' only '{own.name}' is read: export it in one file (torch.onnx.export(..., external_data=False))"
         )
     try:
-        offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
+        offset = int(entries.get("offset", "0"))
         with os.fdopen(os.open(own, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
             there = os.fstat(stream.fileno()).st_size
+            length = int(entries.get("length", there - offset))  # ONNX leaves it out where the rest of the file is meant
             if not (0 <= offset <= there and 0 <= length <= there - offset):
                 raise ArtifactError(
                     f"{where} should lie at byte {offset:,} of '{own}', {length:,} bytes long, which has {there:,}: export it again"
