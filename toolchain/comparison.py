@@ -119,6 +119,7 @@ class Comparison:
             "report": None if self.report is None else str(self.report),
             "rows": [row.to_json() for row in self.rows],
             "budget": self.budget.to_json() | {"summary": list(self.summary)} if isinstance(self.budget, AccuracyBudget) else None,
+            "no_budget": self.budget if isinstance(self.budget, str) else None,
             **({"populations": None, "settling": None} if self.inside is None else self.inside.to_json()),
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
         }

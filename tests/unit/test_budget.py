@@ -102,6 +102,13 @@ def test_the_report_shows_the_budget_and_says_why_there_is_none(compared):
     assert "No accuracy budget: too &lt;large&gt;." in section.section(page, replace(compared, budget="too <large>"))
 
 
+def test_the_report_shows_flags_as_code(compared):
+    options = ("--input", "bias", "--set", "quantize.input_levels=4095")
+    advised = replace(compared.budget.advice, sentence=f"compile with {' '.join(options)}, the rest as it is: so", options=options)
+    html = section.section(Page(("torch", "sim", "reference")), replace(compared, budget=replace(compared.budget, advice=advised)))
+    assert "Try: compile with <code>--input bias</code> <code>--set quantize.input_levels=4095</code>, the rest as it is: so." in html
+
+
 def test_a_target_with_other_logits_and_a_run_that_does_not_close_are_said_aloud(compared):
     failed = replace(compared.budget, closing=replace(compared.budget.closing, differing=7, targets={"sim": 3}))
     assert not failed.closing.passed
@@ -128,6 +135,7 @@ def test_no_budget_is_a_sentence(artefact):
     assert "add sim to --targets" in asked("digits-fc", ("torch",)).budget
     assert "without" not in asked("digits-fc", budget_samples=0).budget
     assert asked("digits-fc", budget_samples=0).to_json()["budget"] is None
+    assert "--budget-samples 0" in asked("digits-fc", budget_samples=0).to_json()["no_budget"]
     assert "no accuracy budget: the artefact has no float graph" in asked(without, ("sim",)).to_text()
     with pytest.raises(UsageError, match="budget_samples is -1"):
         asked("digits-fc", budget_samples=-1)

@@ -34,7 +34,7 @@ def section(page: Page, comparison: Comparison) -> str:
         "<section>\n<h2>Where accuracy goes</h2>",
         *(f"<p>{line}</p>" for line in said),
         f'<p class="{"good" if budget.closing.passed else "bad"}">{check}</p>',
-        f'<p class="lead">{advice}</p>',
+        f'<p class="lead">{_flags(advice, " ".join(budget.advice.options))}</p>',
         page.panels([_waterfall(budget)]),
         _table(budget),
         _rates(budget),
@@ -42,6 +42,13 @@ def section(page: Page, comparison: Comparison) -> str:
         "</section>",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _flags(advice: str, flags: str) -> str:
+    """The advice with its flags as code, which no line breaks behind a hyphen."""
+    each = [f"--{flag}" for flag in escape(flags).split("--")[1:]]
+    shown = " ".join(f"<code>{flag.strip()}</code>" for flag in each)
+    return advice.replace(escape(flags), shown) if flags else advice
 
 
 _NOTE = (

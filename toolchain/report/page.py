@@ -35,6 +35,7 @@ figure{margin:0;max-width:36rem}
 img{display:block;width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:.5rem;padding:.4rem}
 figcaption{font-size:.92rem;padding:.35rem .2rem}
 code{font-family:ui-monospace,monospace;font-size:.9em;background:var(--tint);border-radius:.25rem;padding:.1em .3em}
+.lead code{white-space:nowrap}
 pre{background:var(--tint);border-radius:.4rem;padding:.8rem;white-space:pre-wrap}
 dt{font-weight:600;margin-top:.7rem}
 dd{margin:0}
