@@ -41,7 +41,7 @@ from toolchain.ir import (
     frozen,
     weight_of,
 )
-from toolchain.passes import Inject, grids
+from toolchain.passes import grids, injected_like
 from toolchain.target import Result
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Switchboard:
     def __init__(self, floats: Graph, integers: Graph) -> None:
         if floats.integer or not integers.integer:
             raise GraphError("an error budget compares the float graph with the integer one: give them in this order")
-        self.integers, self.floats = integers, _like(floats, integers)
+        self.integers, self.floats = integers, injected_like(floats, integers)
         self._kinds = {population.name: population.kind for population in integers.populations}
         self.steps: dict[str, dict[str, float]] = {
             phase.name: {name: integers.scale(phase.name, name) / floats.scale(phase.name, name) for name in phase.order}
@@ -330,13 +330,6 @@ def differences(ours: Result, integers: Result) -> tuple[int, int]:
         differing += int((ours.saturations[name] != integers.saturations[name]).sum())
         compared += integers.saturations[name].size
     return differing, compared
-
-
-def _like(floats: Graph, integers: Graph) -> Graph:
-    """The float graph with its input where the integer graph has it."""
-    hosted = any(drive.source == "input" for drive in integers.phase("forward").drive)
-    there = any(drive.source == "input" for drive in floats.phase("forward").drive)
-    return Inject()(floats) if hosted and not there else floats
 
 
 def _pair(real: Array, mantissas: Array, exponent: int) -> Pair:

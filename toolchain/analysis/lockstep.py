@@ -24,7 +24,7 @@ import numpy.typing as npt
 from toolchain import codec
 from toolchain.errors import GraphError
 from toolchain.ir import POTENTIAL_LIMIT, Array, Bias, Drive, Graph, Synapse
-from toolchain.passes import Inject, Retime
+from toolchain.passes import Retime, injected_like
 from toolchain.target import Result
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ Watch = Callable[[Copy, str, "Tensor", "Tensor"], None]
 
 def alike(float_graph: Graph, graph: Graph) -> Graph:
     """The float graph with its input where integer `graph` has it, and in the same timing, so that both make the same steps on the same ticks."""
-    hosted = any(drive.source == "input" for drive in graph.phase("forward").drive)
-    if hosted and not any(drive.source == "input" for drive in float_graph.phase("forward").drive):
-        float_graph = Inject()(float_graph)
+    float_graph = injected_like(float_graph, graph)
     mode = graph.phase("forward").timing.mode
     if mode != "step" and float_graph.phase("forward").timing.mode == "step":
         float_graph = Retime(mode)(float_graph)

@@ -13,7 +13,7 @@ from toolchain.ir import Graph, verify
 from toolchain.passes.adjoint import Adjoint
 from toolchain.passes.expand import ExpandCouples
 from toolchain.passes.fold import Fold
-from toolchain.passes.inject import Inject
+from toolchain.passes.inject import Inject, injected_like
 from toolchain.passes.partition import Partition
 from toolchain.passes.quantize import Quantize
 from toolchain.passes.retime import Retime
@@ -118,4 +118,5 @@ __all__ = [
     "Quantize",
     "Retime",
     "Watch",
+    "injected_like",
 ]

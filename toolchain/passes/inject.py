@@ -29,6 +29,12 @@ class Inject:
         return msgspec.structs.replace(graph, phases=tuple(forward if p.name == "forward" else p for p in graph.phases))
 
 
+def injected_like(floats: Graph, integers: Graph) -> Graph:
+    """The float graph with its input where the integer graph has it."""
+    hosted, there = (any(drive.source == "input" for drive in graph.phase("forward").drive) for graph in (integers, floats))
+    return Inject()(floats) if hosted and not there else floats
+
+
 def _injected(graph: Graph, phase: Phase) -> Phase:
     inputs = {population.name for population in graph.of_kind("input")}
     drives = list(phase.drive)
