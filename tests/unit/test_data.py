@@ -140,7 +140,7 @@ def test_what_is_not_there_is_said_in_one_sentence(tmp_path: Path) -> None:
         data.load("mnist-1k", samples=10001)
     with pytest.raises(UsageError, match="1 to 1000"):
         data.load("mnist-1k", samples=0)
-    with pytest.raises(UsageError, match="train on 'mnist'"):
+    with pytest.raises(UsageError, match="give 'mnist', which has their training images"):
         data.load("mnist-1k", split="train")
     with pytest.raises(UsageError, match="cifar10, cifar10-dvs, cifar100, digits, fashion-mnist, imagenet, mnist, mnist-1k, nmnist"):
         data.load("emnist")

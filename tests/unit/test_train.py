@@ -118,7 +118,7 @@ def test_a_run_begins_with_the_weights_of_another(run: Path, tmp_path: Path) -> 
         assert torch.allclose(load(tmp_path / str(number)).input.weight, load(run).input.weight, atol=1e-6)
     train(tmp_path / "0" / "config.yaml", output=tmp_path / "again", device="cpu")
     assert (tmp_path / "again" / "checkpoint.safetensors").read_bytes() == (tmp_path / "0" / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(UsageError, match="unknown readout.bias"):
+    with pytest.raises(UsageError, match=r"unknown readout\.bias"):
         train(run, settings={"network.readout.bias": False}, output=tmp_path / "other", device="cpu")
     with pytest.raises(UsageError, match="there is no checkpoint"):
         train("digits-fc", settings={"start": str(tmp_path / "nowhere")}, output=tmp_path / "lost", device="cpu")
@@ -162,7 +162,7 @@ def test_bad_configs_are_explained(tmp_path: Path, text: str, message: str) -> N
         ({"model": "absent.yaml"}, "cannot be read"),
         ({"model": "digits-fc", "method": "dsr"}, "method 'dsr' does not fit 'digits-fc': every layer fires at a fixed threshold"),
         ({"model": "digits-fc", "method": "saf-f"}, "'saf-f' does not fit 'digits-fc': feedback 0 leads from layer 0 to layer 0"),
-        ({"model": "digits-fc", "dataset": "mnist-1k"}, "train on 'mnist'"),
+        ({"model": "digits-fc", "dataset": "mnist-1k"}, "give 'mnist', which has their training images"),
         ({"model": "mnist-fc", "dataset": "digits", "settings": ["train.held_out=200"]}, r"takes \(1, 28, 28\)"),
         ({"model": "digits-fc", "settings": ["train.lr"]}, "name=value"),
         ({"model": "digits-fc", "settings": ["train.lr=[1"]}, "not plain YAML"),
