@@ -43,6 +43,9 @@ Mask = npt.NDArray[np.bool_]
 STAGES = ("images", "probes", "variants")
 """What was run, in this order; each counts what the ones before it exercised too."""
 
+GATE_STATES = ("open", "closed by silence", "closed by firing at every step")
+"""What a mask m = 1[0 < spike count < T] can be, and why."""
+
 SINGLE_WEIGHTS = 4096
 """Up to so many weights of a host connection that is no dense one and no convolution are tried one by one; of larger ones none counts."""
 
@@ -65,11 +68,14 @@ class Exercised:
 
 @dataclass(frozen=True)
 class Coverage:
-    """All rows, and how many of the couple populations' thresholds (by phase) were met exactly and missed by one in some sample of a variant."""
+    """All rows, and how many of the couple populations' thresholds (by phase) were met exactly and missed by one in some sample of a variant. `gates`: by population whose
+    mask gates the feedback phase, which of `GATE_STATES` spikes of it met there; `saturations`: how many there were, on the first target."""
 
     rows: tuple[Exercised, ...]
     thresholds: int
     thresholds_met: int
+    gates: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    saturations: int = 0
 
     def total(self, stage: str, phase: str | None = None) -> tuple[int, int]:
         """Exercised weights up to `stage`, and reachable ones."""
@@ -96,6 +102,8 @@ class Coverage:
             "exercised": {stage: self.total(stage)[0] for stage in stages},
             "thresholds": self.thresholds,
             "thresholds_met": self.thresholds_met,
+            "gates": {name: list(states) for name, states in self.gates.items()},
+            "saturations": self.saturations,
             "connections": [
                 {
                     "phase": row.phase,
@@ -129,6 +137,9 @@ class Counter:
     def __init__(self, graph: Graph, phases: Sequence[str]) -> None:
         self._entries: dict[tuple[str, str, int, int], _Entry] = {}
         self._kinds = {population.name: population.kind for population in graph.populations}
+        gated = [s.gate for name in phases if name == "feedback" for s in graph.phase(name).synapses if s.gate is not None]
+        self._gates: dict[str, set[str]] = {name: set() for name in gated}
+        self._saturations = 0
         for name in phases:
             phase = graph.phase(name)
             for i, synapse in enumerate(phase.synapses):
@@ -169,6 +180,8 @@ class Counter:
     def see(self, graph: Graph, result: Result, inputs: Array, forward: Result, compared: Sequence[str]) -> None:
         """Count what one phase exercised. `inputs` are those of the forward phase, `forward` its result; `compared` names the populations whose potentials were."""
         phase = graph.phase(result.phase)
+        self._saturations += sum(int(counted.sum()) for counted in result.saturations.values())
+        self._see_gates(graph, result, forward)
         seen = {name: (result.saturations[name] == 0) & (name in compared) for name in result.saturations}
         encoded = codec.encode_input(graph, codec.check_inputs(graph, inputs)) if phase.name == "forward" else None
         for (name, where, i, k), entry in self._entries.items():
@@ -189,6 +202,18 @@ class Counter:
                     entry.up |= met
                     entry.down |= met
 
+    def _see_gates(self, graph: Graph, result: Result, forward: Result) -> None:
+        """Which states of a gate a spike met that was sent in time to be heard."""
+        phase, steps = graph.phase(result.phase), graph.phase("forward").time_steps
+        for synapse in phase.synapses:
+            if synapse.gate is None:
+                continue
+            sent = (result.history[synapse.source].spikes[: probing.steps_in_time(phase, synapse)] != 0).any(axis=0)
+            silent, full = forward.counts[synapse.gate] == 0, forward.counts[synapse.gate] == steps
+            for state, mask in zip(GATE_STATES, (~silent & ~full, silent, full), strict=True):
+                if (sent & mask).any():
+                    self._gates[synapse.gate].add(state)
+
     def mark(self, stage: str) -> None:
         """All that was seen so far belongs to `stage` or one before."""
         for entry in self._entries.values():
@@ -199,7 +224,8 @@ class Counter:
             Exercised(e.phase, e.where, e.tensor, e.reachable.size, int(e.reachable.sum()), dict(e.exercised))
             for e in self._entries.values()
         )
-        return Coverage(tuple(rows), thresholds, met)
+        gates = {name: tuple(state for state in GATE_STATES if state in found) for name, found in self._gates.items()}
+        return Coverage(tuple(rows), thresholds, met, gates, self._saturations)
 
 
 def _delivered(graph: Graph, phase: Phase, synapse: Synapse, result: Result, encoded: Array | None, forward: Result) -> list[Array]:

@@ -14,7 +14,7 @@ import numpy as np
 from toolchain import codec, data, probing
 from toolchain.artifact import Artifact
 from toolchain.compiler import executable, forward_only, graph_for
-from toolchain.coverage import Counter, Coverage
+from toolchain.coverage import GATE_STATES, Counter, Coverage
 from toolchain.deploy import Options, available, configure, device_of, sample_shape
 from toolchain.differences import Difference, Pair, Samples, compared, total_of
 from toolchain.errors import DesignRuleError, UsageError
@@ -145,6 +145,13 @@ def coverage_text(coverage: Coverage) -> list[str]:
     lines += [f"  {line}" for line in table(["phase", "connection", "tensor", "weights", *stages], cells, left=3)]
     if coverage.thresholds:
         lines.append(f"thresholds met exactly and missed by one: {coverage.thresholds_met} of {coverage.thresholds}")
+    if coverage.gates:
+        whole = sum(len(states) == len(GATE_STATES) for states in coverage.gates.values())
+        never = [f"'{name}' was never {state}" for name, states in coverage.gates.items() for state in GATE_STATES if state not in states]
+        lines.append(f"gates that spikes met {', '.join(GATE_STATES[:-1])} and {GATE_STATES[-1]}: {whole} of {len(coverage.gates)}")
+        lines += [f"  {sentence}" for sentence in never]
+    if not coverage.saturations:
+        lines.append("no potential saturated, so how targets hold them to 24 bit was not compared")
     return lines
 
 

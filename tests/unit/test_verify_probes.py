@@ -235,6 +235,19 @@ def test_large_networks_get_fewer_probes_and_smaller_runs_and_the_text_says_so(m
     assert against(made, install, Other(), probes=6).probes == 6
 
 
+def test_gates_and_saturations_that_nothing_met_are_named(made, install):
+    found = against(made, install, Other())
+    assert found.coverage.to_json()["gates"] == {"hidden1": ["open", "closed by silence", "closed by firing at every step"]}
+    assert "gates that spikes met open, closed by silence and closed by firing at every step: 1 of 1" in found.to_text()
+    assert "no potential saturated, so how targets hold them to 24 bit was not compared" in found.to_text()
+    hurried = compile_model("digits-fc", time_steps=1, feedback_steps=5).artifact
+    install(Other())
+    few = toolchain.verify(hurried, targets=("reference", "other"), dataset="digits", samples=1)
+    assert few.coverage.gates == {"hidden1": ("closed by silence", "closed by firing at every step")}  # one step opens none
+    assert "  'hidden1' was never open" in few.to_text()
+    assert against(made, install, Other(), phase="forward").coverage.gates == {}
+
+
 def test_a_target_that_is_named_twice_is_refused(made):
     with pytest.raises(UsageError, match="'sim' is named twice"):
         toolchain.verify(made, targets=("sim", "sim"), dataset="digits")
