@@ -183,16 +183,29 @@ def test_what_nir_reads_and_writes_again_is_still_the_same(runs, tmp_path, kind)
     assert (tmp_path / "run" / name).read_bytes() == (runs[kind] / name).read_bytes()
 
 
-def test_without_nir_one_sentence_says_how_to_get_it(monkeypatch, tmp_path):
-    from toolchain.exchange import nir_files
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("missing", r"nir is not installed: run pip install 'fsnn-toolchain\[nir\]'"),
+        ("broken", r"nir is installed and does not load .*: run pip install --force-reinstall 'fsnn-toolchain\[nir\]'"),
+    ],
+)
+def test_without_nir_one_sentence_says_how_to_get_it(monkeypatch, tmp_path, lacking, said):
+    from toolchain.exchange import nir_torch, packages
 
-    monkeypatch.setattr(nir_files, "find_spec", lambda name: None)
+    if lacking == "missing":
+        monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(packages, "find_spec", lambda name: name)
+        monkeypatch.setitem(sys.modules, "nir", None)
     (tmp_path / "a.nir").write_bytes(b"")
     for ask in (
         lambda: toolchain.export("digits-fc", format="nir", output=tmp_path / "b.nir"),
+        lambda: toolchain.export("digits-fc", format="nir", output=tmp_path / "b.nir", approximate=True, dataset="digits"),
         lambda: toolchain.import_(tmp_path / "a.nir"),
+        lambda: nir_torch.load(tmp_path / "a.nir"),
     ):
-        with pytest.raises(UsageError, match=r"nir is not installed: run pip install 'fsnn-toolchain\[nir\]'"):
+        with pytest.raises(UsageError, match=said):
             ask()
 
 

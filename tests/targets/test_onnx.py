@@ -21,7 +21,7 @@ from toolchain import cli, codec, fixed, ir
 from toolchain.analysis.floats import FloatRun
 from toolchain.compiler import forward_only, lowered, uncompiled
 from toolchain.errors import DesignRuleError, GraphError, UsageError
-from toolchain.exchange import onnx_export, onnx_nodes, onnx_session, onnx_steps
+from toolchain.exchange import onnx_export, onnx_nodes, onnx_session, onnx_steps, packages
 from toolchain.ir import Array, Graph
 from toolchain.layers import FeedbackSNN, Neuron, Normalize
 from toolchain.passes import Fold
@@ -299,7 +299,7 @@ def test_what_cannot_be_exported_is_explained(tmp_path: Path, options: dict[str,
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(onnx_session, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"onnx is not installed: run pip install 'fsnn-toolchain\[onnx\]'"):
         toolchain.export("digits-fc", format="onnx", output=tmp_path / "x.onnx")
 

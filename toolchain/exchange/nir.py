@@ -146,9 +146,7 @@ def export(
     data_dir: str | Path | None,
 ) -> Outcome:
     """Write `source`, which `model` names, to `path`; with `approximate` for readers of NIR's own nodes, measured on `samples` samples of `dataset`."""
-    missing = nir_files.missing()
-    if missing is not None:
-        raise UsageError(missing)
+    nir_files.require()
     if approximate:
         from toolchain.exchange import nir_stock
 
@@ -401,9 +399,7 @@ def import_(
 
     `time_steps`, `reset` and `dt` are for files of others: see `nir_foreign.network`.
     """
-    missing = nir_files.missing()
-    if missing is not None:
-        raise UsageError(missing)
+    nir_files.require()
     graph = nir_files.read(path)
     entry = entry_of(graph, path)
     if entry is None:

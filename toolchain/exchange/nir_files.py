@@ -7,11 +7,11 @@ so nothing is loaded before a look at the file's tree.
 from __future__ import annotations
 
 import io
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ArtifactError
+from toolchain.exchange import packages
 from toolchain.files import replace_file
 
 if TYPE_CHECKING:
@@ -30,12 +30,9 @@ DEEPEST = 16
 """Groups within groups: graphs within graphs take two each."""
 
 
-def missing(names: tuple[str, ...] = ("nir", "h5py")) -> str | None:
-    """None where NIR files can be read and written here, else what is missing and the command that installs it. Imports nothing heavy."""
-    for name in names:
-        if find_spec(name) is None:
-            return f"{name} is not installed: run pip install 'fsnn-toolchain[nir]'"
-    return None
+def require() -> None:
+    """UsageError where NIR files cannot be read and written here."""
+    packages.require("nir", "nir", "h5py")
 
 
 def write(path: Path, graph: nir.NIRGraph) -> int:

@@ -93,9 +93,7 @@ def export(model: Model, source: Source, path: Path, *, dataset: str, samples: i
     """Write `source` to `path` for readers of NIR's own nodes, and measure it; DesignRuleError, with every reason, where such nodes cannot say it at all."""
     from toolchain.exchange import nir_torch
 
-    missing = nir_torch.missing()
-    if missing is not None:
-        raise UsageError(missing)
+    nir_torch.require()
     made = stock(source)
     made.sheet()  # refuses what nodes cannot say, before data are looked at
     time_steps, size = sample_shape(source, dataset)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.errors import GraphError, UsageError
-from toolchain.exchange import nir, nir_files
+from toolchain.exchange import nir, nir_files, packages
 from toolchain.exchange.nir_nodes import KEY, Note
 from toolchain.fixed import CURRENT_MANTISSA, decay
 from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Shape
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 
-def missing() -> str | None:
-    """None where files can be run here, else what is missing and the command that installs it."""
-    return nir_files.missing(("nir", "h5py", "nirtorch"))
+def require() -> None:
+    """UsageError where files cannot be run here."""
+    packages.require("nir", "nir", "h5py", "nirtorch")
 
 
 class SoftReset(nn.Module):
@@ -314,9 +314,7 @@ class Loaded(nn.Module):
 
 def load(path: str | Path) -> Loaded:
     """The network of a NIR file that `export` wrote, as nirtorch runs it; UsageError for any other, or where nirtorch is missing."""
-    gap = missing()
-    if gap is not None:
-        raise UsageError(gap)
+    require()
     import nir as package
     import nirtorch
 

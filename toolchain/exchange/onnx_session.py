@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from toolchain import data
-from toolchain.errors import ToolchainError, UsageError
+from toolchain.errors import ToolchainError
+from toolchain.exchange import packages
 from toolchain.ir import Array
 from toolchain.progress import track
 
@@ -25,19 +25,9 @@ QUIET = 4
 """onnxruntime's severity above errors: what it says of a file that it does not take comes as an exception, and a person reads it once."""
 
 
-def missing() -> str | None:
-    """None where the packages of the extra `onnx` are here, else what is missing and the command that installs it. Imports nothing heavy."""
-    for name in ("onnx", "onnxruntime"):
-        if find_spec(name) is None:
-            return f"{name} is not installed: run pip install 'fsnn-toolchain[onnx]'"
-    return None
-
-
 def require() -> None:
     """UsageError where an ONNX file cannot be read, written or run here."""
-    lacking = missing()
-    if lacking is not None:
-        raise UsageError(lacking)
+    packages.require("onnx", "onnx", "onnxruntime")
 
 
 def opened(content: bytes, where: str) -> InferenceSession:
