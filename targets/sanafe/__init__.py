@@ -6,6 +6,7 @@ SANA-FE (GPL-3) is used as it is installed and is imported nowhere else; docs/ta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -63,13 +64,14 @@ class SanaFe:
         problems = self.check(graph)
         if problems:
             raise DesignRuleError("; ".join(problems))
+        from toolchain.targets.sanafe.run import Run
+
         try:
-            from toolchain.targets.sanafe.run import Run
+            import_module("sanafe")
         except ImportError as error:  # built for another Python or C++ library
             raise UsageError(
                 f'SANA-FE does not load here ({error}): install it again with pip install --force-reinstall "fsnn-toolchain[energy]"'
             ) from None
-
         return Run(graph, _placement(graph), trace=self.trace)
 
 

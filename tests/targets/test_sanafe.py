@@ -340,8 +340,8 @@ def test_a_missing_package_is_one_sentence(random_graph, monkeypatch):
 
 def test_a_package_that_does_not_load_is_one_sentence(monkeypatch):
     """Built for another C++ library, say: `estimate` gives all else."""
-    monkeypatch.delitem(sys.modules, "toolchain.targets.sanafe.run", raising=False)
-    monkeypatch.setitem(sys.modules, "toolchain.targets.sanafe.chip", None)
+    monkeypatch.setattr("toolchain.targets.sanafe.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "sanafe", None)
     found = toolchain.estimate("digits-fc", dataset="digits", samples=3, chip_samples=1)
     assert "SANA-FE does not load here" in found.to_text()
     assert "fsnn-toolchain[energy]" in found.charged.missing
