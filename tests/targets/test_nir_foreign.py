@@ -198,6 +198,7 @@ CUBA = {"tau_syn": 2e-4, "tau_mem": 2e-4, "r": 2.0, "v_leak": 0.0, "v_threshold"
         ({"nodes": {"one": neurons(5, tau=5e-5)}}, "node 'one' keeps -1 of its potential"),
         ({"edges": [("one", "fc3")]}, "node 'fc3' adds up 2 sources"),
         ({"nodes": {"fc1": nir.Affine(np.full((5, 6), np.nan), np.zeros(5))}}, "holds NaN"),
+        ({"nodes": {"fc1": nir.Affine(np.full((5, 6), 1e300), np.zeros(5))}}, "beyond float32"),
         ({"nodes": {"fc2": nir.Scale(np.ones((5,)))}}, "make them equal"),
         ({"nodes": {"more": nir.Input(np.array([6]))}, "edges": [("more", "fc2")]}, "2 nodes of type Input|adds up"),
     ],
@@ -210,6 +211,36 @@ def test_what_a_network_of_ours_cannot_be_is_refused_by_name(tmp_path, changes, 
         nir_foreign.import_(tmp_path / "x.nir", graph, tmp_path / "run", time_steps=5, reset=None, dt=None)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+def passing():
+    """A graph that gives on what it takes."""
+    return nir.NIRGraph({"input": nir.Input(np.array([6])), "output": nir.Output(np.array([6]))}, [("input", "output")])
+
+
+@pytest.mark.parametrize(
+    ("edges", "said"),
+    [
+        ([("input", "q0"), ("q0", "q0"), ("q0", "fc")], "is in a loop without neurons"),
+        ([("input", "q0"), ("q0", "q1"), ("q1", "q0"), ("q1", "fc")], "is in a loop without neurons"),
+        (
+            [
+                ("input", "q0"),
+                *((f"q{i}", f"{side}{i}") for i in range(29) for side in "ab"),
+                *((f"{side}{i}", f"q{i + 1}") for i in range(29) for side in "ab"),
+                ("q29", "fc"),
+            ],
+            "more than 10,000 ways begin at node 'input'",
+        ),
+    ],
+)
+def test_ways_through_graphs_within_end(tmp_path, edges, said):
+    """Loops of graphs that only pass on, and 2^29 ways side by side."""
+    nodes = {"input": nir.Input(np.array([6])), "fc": nir.Linear(np.eye(6)), "one": neurons(6), "output": nir.Output(np.array([6]))}
+    nodes |= {name: passing() for edge in edges for name in edge if name not in nodes}
+    graph = nir.NIRGraph(nodes, [*edges, ("fc", "one"), ("one", "output")], type_check=False)
+    with pytest.raises(GraphError, match=said):
+        imported(graph, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,10 @@ RESETS = ("subtract", "subtract-delayed")
 """What a spike of an imported neuron does; see the module's docstring."""
 
 MOST_LAYERS = 500
-"""Spiking layers, and connections for each of them: a graph with more is a mistake."""
+"""Spiking layers: a graph with more is a mistake."""
+
+MOST_STEPS = 10_000
+"""Nodes on all ways from one layer to the next ones."""
 
 TIME_STEPS = 30
 """Where neither the file, which cannot, nor the user says how long to run."""
@@ -239,11 +242,17 @@ class _Reader:
     def _ways(self, start: str) -> Iterator[Way]:
         """All ways from a population to the next ones."""
         waiting: list[tuple[str, tuple[str, ...]]] = [(target, ()) for target in self.targets[start]]
+        looked = 0
         while waiting:
-            node, passed = waiting.pop(0)
+            node, trail = waiting.pop(0)
+            looked += 1
+            if looked > MOST_STEPS:
+                raise GraphError(
+                    f"more than {MOST_STEPS:,} ways begin at node '{start}': sums are made in neurons here, so branch less often before them"
+                )
             kind = self._kind(node)
             if kind in (*NEURONS, *INTEGRATORS) or (kind == "Output" and not self._passes(node)):
-                yield Way(start, node, passed)
+                yield Way(start, node, tuple(passed for passed in trail if not self._passes(passed)))
                 continue
             if not self._passes(node):
                 if kind not in OPERATIONS:
@@ -254,12 +263,9 @@ class _Reader:
                     raise GraphError(
                         f"node '{node}' adds up {len(self.sources[node])} sources before {kind}: sums are made in neurons here, so give each source its own connection"
                     )
-                if node in passed:
-                    raise GraphError(f"node '{node}' is in a loop without neurons: correct the file")
-                passed = (*passed, node)
-            elif passed.count(node) > 1 or len(passed) > len(self.nodes):
+            if node in trail:
                 raise GraphError(f"node '{node}' is in a loop without neurons: correct the file")
-            waiting += [(target, passed) for target in self.targets[node]]
+            waiting += [(target, (*trail, node)) for target in self.targets[node]]
 
     def _order(self, start: str, ways: list[Way]) -> list[str]:
         """The spiking layers from the input on: a loop is cut where it comes back to a layer on its way."""
@@ -296,7 +302,7 @@ class _Reader:
         starts = [entry, *(node for node in self.steps if self._kind(node) in NEURONS)]
         if len(starts) > MOST_LAYERS:
             raise GraphError(f"the graph has {len(starts) - 1:,} nodes with neurons: networks of up to {MOST_LAYERS} layers are imported")
-        ways = [way for start in starts for way in islice(self._ways(start), MOST_LAYERS)]
+        ways = [way for start in starts for way in self._ways(start)]
         layers = self._order(entry, ways)
         if not layers:
             raise GraphError("the graph has no spiking neurons (IF, LIF or CubaLIF): import networks that spike")
@@ -349,12 +355,14 @@ class _Reader:
         }
         named |= {} if readout is None else {"readout": readout}
         tensors = {f"{path}.{field}": value for name, made in named.items() for path, field, value in tensors_of(name, made)}
-        for name, value in tensors.items():
+        with np.errstate(over="ignore"):  # found below
+            narrow = {name: np.array(value, np.float32) for name, value in tensors.items()}
+        for name, value in narrow.items():
             if not np.isfinite(value).all():
-                raise GraphError(f"'{name}' holds NaN or infinite values: correct the file")
+                raise GraphError(f"'{name}' holds NaN, infinite values or some beyond float32: correct the file")
         return (
             found,
-            {name: torch.from_numpy(np.array(value, np.float32)) for name, value in tensors.items()},
+            {name: torch.from_numpy(value) for name, value in narrow.items()},
             tuple(self._cautions(first) + self.warnings),
         )
 
