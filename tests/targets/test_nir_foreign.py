@@ -83,6 +83,7 @@ def test_spikes_of_snntorch(tmp_path, kind, delayed, reset):
     nir.write(tmp_path / "net.nir", export.export_to_nir(net, inputs[:1], ignore_dims=[0]))
     outcome = toolchain.import_(tmp_path / "net.nir", output=tmp_path / "run", time_steps=STEPS, reset=reset)
     assert any("soft reset may have been lost" in sentence for sentence in outcome.warnings)
+    assert any("subtracts once more" in sentence for sentence in outcome.warnings) == (reset == "subtract")
     if kind == "recurrent":
         assert any("closed one step late" in sentence for sentence in outcome.warnings)
     utils.reset(net)

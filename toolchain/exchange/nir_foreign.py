@@ -457,7 +457,11 @@ class _Reader:
 
     def _cautions(self, neuron: Neuron) -> list[str]:
         """What no NIR file tells."""
-        other = "--reset subtract-delayed is snnTorch's default" if self.reset == "subtract" else "--reset subtract does so at once"
+        other = (
+            "--reset subtract-delayed is snnTorch's default, and with reset_delay=False it subtracts once more where a potential is still above its threshold"
+            if self.reset == "subtract"
+            else "--reset subtract does so at once"
+        )
         leak = "" if neuron.leak == 1 else f"; the leak is {neuron.leak:g} a step of {self.dt:g} s"
         lost = f"those imported lose {neuron.reset:g} at a threshold of {neuron.threshold:g} ({other}), so a network trained with a reset to zero gives other spikes"
         return [
