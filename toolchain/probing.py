@@ -66,7 +66,8 @@ Silent = dict[str, npt.NDArray[np.bool_]]
 @dataclass(frozen=True)
 class Variant:
     """One variant with the inputs and errors it is run on. `edge` is what an added current makes the first neuron of every couple population meet in the first step of
-    the first sample: a potential of exactly its threshold (0), or one less (-1); `met` says by phase and population where that worked."""
+    the first sample: a potential of exactly its threshold (0), or one less (-1), and the last neuron of it minus that, where there is a minus member; `met` says by phase
+    and population where that worked."""
 
     name: str
     graph: Graph
@@ -342,17 +343,23 @@ def _with_anchors(
     met: dict[tuple[str, str], bool],
     rounds: int,
 ) -> Graph:
-    """`added`, with a pulse for the first neuron of every couple population: in the first sample it meets its threshold exactly, or misses it by one."""
-    sought = {p: int(graph.phase(name).dynamics[p].threshold) + edge for p in added}
+    """`added`, with a pulse for the first neuron of every couple population: in the first sample it meets its threshold exactly, or misses it by one. Where there is a minus
+    member, the last neuron meets that one's, or misses it."""
+    sought: dict[tuple[str, int], int] = {}
+    for p in added:
+        dynamics = graph.phase(name).dynamics[p]
+        sought[p, 0] = int(dynamics.threshold) + edge
+        if dynamics.members == "both" and prod(graph.population(p).shape) > 1:
+            sought[p, -1] = -sought[p, 0]
     for _ in range(min(2 + len(added), rounds)):
         made = _with_currents(graph, name, added)
         totals = first_totals(made, name, given[:1], None if wrong is None else wrong[:1])
-        off = {p: sought[p] - int(totals[p].reshape(-1)[0]) for p in added}
-        met |= {(name, p): by == 0 for p, by in off.items()}
+        off = {(p, neuron): total - int(totals[p].reshape(-1)[neuron]) for (p, neuron), total in sought.items()}
+        met |= {(name, p): not any(by for (of, _), by in off.items() if of == p) for p in added}
         if not any(off.values()):
             return made
-        for p, by in off.items():
-            added[p].pulse.reshape(-1)[0] += by
+        for (p, neuron), by in off.items():
+            added[p].pulse.reshape(-1)[neuron] += by
     return made
 
 

@@ -248,6 +248,15 @@ def test_gates_and_saturations_that_nothing_met_are_named(made, install):
     assert against(made, install, Other(), phase="forward").coverage.gates == {}
 
 
+def test_minus_members_meet_their_thresholds_too(made):
+    from toolchain import probing
+
+    threshold = int(made.graph.phase("feedback").dynamics["hidden1"].threshold)
+    for variant in probing.variants(made.graph, 4):
+        totals = probing.first_totals(variant.graph, "feedback", variant.inputs[:1], variant.errors[:1])["hidden1"].reshape(-1)
+        assert (totals[0], totals[-1]) == (threshold + variant.edge, -(threshold + variant.edge))
+
+
 def test_a_target_that_is_named_twice_is_refused(made):
     with pytest.raises(UsageError, match="'sim' is named twice"):
         toolchain.verify(made, targets=("sim", "sim"), dataset="digits")
