@@ -60,7 +60,13 @@ def test_dense_graphs(random_graph, random_inputs, folder, seed, couples, leak, 
     require_same(graph, random_inputs(graph, 3)[0], folder)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 @given(data=st.data(), extreme=st.booleans(), host=st.booleans(), integer=st.booleans())
 def test_every_operation_that_nir_has(drawn, folder, data, extreme, host, integer):
     graph = data.draw(drawn.graphs(integer=integer, extreme=extreme and integer, host=host and integer))
