@@ -143,6 +143,8 @@ def coverage_text(coverage: Coverage) -> list[str]:
         for row in coverage.rows
     ]
     lines += [f"  {line}" for line in table(["phase", "connection", "tensor", "weights", *stages], cells, left=3)]
+    if any(row.where.startswith("host") for row in coverage.rows):
+        lines.append("  (of the host: a weight counts where its last place, one up and one down, changes a rounded current)")
     if coverage.thresholds:
         lines.append(f"thresholds met exactly and missed by one: {coverage.thresholds_met} of {coverage.thresholds}")
     if coverage.gates:
