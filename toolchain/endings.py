@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM end a command through every `finally`, wherever they find it.
 
 Python raises them in the middle of whatever runs. An import is no place for that: compiled modules that are starting swallow the exception, or stay
-half made. Nor is a callback, where it is printed and forgotten. So a wish to end waits while something is imported, and is repeated until it arrives.
+half made. Nor is a finalizer, which then leaves half of its work undone (a semaphore that is gone but still on a list), or any callback, where it is printed and forgotten.
+So a wish to end waits while something is imported or finalized, and is repeated until it arrives.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 AGAIN = 0.1
 """Seconds until a wish is repeated that has not arrived."""
 
-LONGEST_IMPORT = 3.0
-"""Seconds that a wish waits for an import at most; then the command leaves from where it is."""
+LONGEST_WAIT = 3.0
+"""Seconds that a wish waits for an import or a finalizer at most; then the command leaves from where it is."""
 
 WORDS = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
@@ -79,17 +80,21 @@ def _raise(frame: FrameType | None) -> None:
     number, since = _wish
     signal.signal(signal.SIGALRM, _repeat)
     signal.setitimer(signal.ITIMER_REAL, AGAIN)
-    if _importing(frame):
-        if time.monotonic() - since < LONGEST_IMPORT:
+    if _busy(frame):
+        if time.monotonic() - since < LONGEST_WAIT:
             return
         say(128 + number)
         leave(128 + number)
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(TERMINATED)
 
 
-def _importing(frame: FrameType | None) -> bool:
+def _busy(frame: FrameType | None) -> bool:
+    """Whether something is being imported or finalized."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        code = frame.f_code
+        file = code.co_filename.replace(os.sep, "/")
+        finalizer = code.co_name == "__del__" or (code.co_name == "__call__" and file.endswith(("/weakref.py", "/multiprocessing/util.py")))
+        if finalizer or file.startswith("<frozen importlib"):
             return True
         frame = frame.f_back
     return False

@@ -60,3 +60,60 @@ def test_no_process_outlives_the_command(sent, code):
     assert "Traceback" not in err
     assert err.count("\n") <= 1, err
     assert within(5, lambda: not any(alive(child) for child in started))
+
+
+FINALIZED = """
+import signal, sys, time
+from multiprocessing.util import Finalize
+from weakref import finalize
+from toolchain import endings
+
+def slow(name):
+    for _ in range(30):
+        time.sleep(0.01)
+    print(name, flush=True)
+
+class Thing:
+    pass
+
+class Kept:
+    def __del__(self):
+        slow("del")
+
+endings.watch()
+thing, other, kept = Thing(), Thing(), Kept()
+Finalize(thing, slow, ("multiprocessing",))
+finalize(other, slow, "weakref")
+print("ready", flush=True)
+try:
+    if sys.argv[1] == "multiprocessing":
+        del thing
+    elif sys.argv[1] == "weakref":
+        del other
+    else:
+        del kept
+    for _ in range(500):
+        time.sleep(0.01)
+except SystemExit:
+    endings.arrived()
+    print("ended", flush=True)
+    endings.leave(0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["multiprocessing", "weakref", "del"])
+def test_a_signal_lets_a_finalizer_finish(kind):
+    """What tidies up does all of it, and the wish to end arrives after."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FINALIZED, kind],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert (out.splitlines()[:2], err, process.returncode) == ([kind, "ended"], "", 0)

@@ -436,7 +436,7 @@ def test_a_job_that_swallows_a_signal_is_counted_as_a_problem(monkeypatch: pytes
         endurance, "MARK", "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.write({pipe}, b'.')\n"
     )
     monkeypatch.setattr(endurance, "LIBRARY", "time.sleep(1.2)\nprint('done')\n")
-    ending = endurance.trial("SIGTERM", endurance.Job("deaf", (), (), library=True), 0.2, random.Random(0))
+    ending = endurance.trial("SIGTERM", endurance.Job("deaf", (), (), library=True), 0.2, "done\n", random.Random(0))
     assert (ending.problem, ending.redrawn) == ("exit code 0 and not -15: done\n", 0)
     assert endurance.before(False, 90.0, 0, "")
     assert endurance.before(True, 0.1, 0, "toolchain: epoch 1 of 2\n")
