@@ -116,6 +116,7 @@ def test_calibration_runs_floats_on_training_samples_only(random_graph, random_i
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**16), couples=st.integers(1, 4), bits=st.integers(3, 8), mode=st.sampled_from(["step", "exact", "pipelined"]))
 @example(seed=39, couples=1, bits=3, mode="step")  # its two largest singular values are close
+@example(seed=30035, couples=2, bits=3, mode="step")  # the start has little of the largest one's direction
 def test_the_singular_value_is_that_of_the_whole_loop_map(random_graph, seed, couples, bits, mode):
     """In `exact` timing it is the same; in `pipelined` too, where no delayed synapse runs forward (there it arrives in its own window)."""
     graph = random_graph(seed, couples=couples, integer=False, skips=mode != "pipelined")

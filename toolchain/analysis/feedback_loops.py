@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 """Relative error at which the iteration stops."""
 
+LEAST = 32
+"""Iterations before which it does not stop, where so many can be afforded and the map has so many directions."""
+
+ALONE = 1e-12
+"""A new direction shorter than this, relatively, is what rounding left."""
+
 ITERATIONS = 60
 
 LEAST_ITERATIONS = 4
@@ -257,7 +263,8 @@ def _largest(trip: _Trip, iterations: int) -> tuple[float, int, bool]:
     direction is made orthogonal to all before."""
     import torch
 
-    start = np.random.default_rng(SEED).normal(size=trip.size)
+    draw = np.random.default_rng(SEED)
+    start = draw.normal(size=trip.size)
     directions: list[Vector] = [start / np.linalg.norm(start)]
     diagonal: list[float] = []
     beside: list[float] = []
@@ -275,11 +282,22 @@ def _largest(trip: _Trip, iterations: int) -> tuple[float, int, bool]:
             # An eigenvalue lies within this distance, of a singular value half as far, relatively. Its square over the gap to the next one would be a tighter bound, but
             # of two close values the iteration sees one at first, and no gap.
             distance = length * abs(float(vectors[-1, -1]))
-            if distance <= 2 * TOLERANCE * top or count == trip.size:
+            # Nor does it say which eigenvalue: a start almost at right angles to the largest one's direction settles on a smaller one first, so it goes on for a while.
+            if (distance <= 2 * TOLERANCE * top and count >= min(LEAST, iterations)) or count == trip.size:
                 return sqrt(top), count, True
+            if length <= ALONE * max(top, 1.0):  # what was seen maps into itself: go on with what was not
+                made, length = _new(draw, known), 0.0
             beside.append(length)
-            directions.append(made / length)
+            directions.append(made / np.linalg.norm(made))
     return sqrt(top), iterations, False
+
+
+def _new(draw: np.random.Generator, known: Array) -> Vector:
+    """A direction orthogonal to all `known` ones."""
+    made: Vector = draw.normal(size=known.shape[1])
+    for _ in range(2):
+        made = made - known.T @ (known @ made)
+    return made
 
 
 def _tridiagonal(diagonal: list[float], beside: list[float]) -> Array:
