@@ -70,7 +70,7 @@ class Notebook:
 
         while True:
             reply = self.client.execute_interactive(code, timeout=PATIENCE, output_hook=show, store_history=False)["content"]
-            if reply["status"] != "aborted":  # for a moment after an error the kernel runs nothing of what it is sent, as a notebook's queued cells
+            if reply["status"] != "aborted":  # for a moment after an error the kernel skips what it is sent, as a notebook's queued cells
                 break
             time.sleep(0.1)
         return "".join(shown) if reply["status"] == "ok" else f"{reply['ename']}: {reply['evalue']}"
