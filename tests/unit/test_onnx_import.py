@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import toolchain
 from toolchain import cli, train
-from toolchain.errors import ArtifactError, ToolchainError, UsageError
+from toolchain.errors import ArtifactError, DesignRuleError, ToolchainError, UsageError
 from toolchain.exchange import onnx_files, onnx_session
 from toolchain.ir import Array
 from toolchain.layers import FeedbackSNN, connections
@@ -508,6 +508,26 @@ def test_what_has_no_counterpart_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         toolchain.import_(make(tmp_path / "net.onnx"), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_is_refused_while_it_is_measured_leaves_no_folder(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise DesignRuleError("it does not fit")
+
+    monkeypatch.setattr(sys.modules["toolchain.exchange.onnx_import"], "deploy", refused)
+    with pytest.raises(DesignRuleError, match="it does not fit"):
+        toolchain.import_(digits, calibrate="digits", dataset="digits", samples=3, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_a_run_is_refused_before_the_work(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(onnx_session, "outputs", lambda *_, **__: pytest.fail("it began to work"))
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        toolchain.import_(digits, calibrate="digits", dataset="digits", output=tmp_path / "run")
 
 
 @pytest.mark.parametrize(

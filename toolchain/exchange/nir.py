@@ -434,10 +434,15 @@ def _imported(path: Path, entry: Entry, output: Path | None, neurons: int, param
 
 def write_run(folder: Path, about: About, tensors: dict[str, torch.Tensor]) -> None:
     """A run folder with one checkpoint, as `toolchain train` leaves it; UsageError where there is something already."""
+    require_new(folder)
+    ready_folder(folder)
+    checkpoint.write(folder / checkpoint.NAME, tensors, about)
+    replace_file(folder / CONFIG, config.text(about.config).encode())
+
+
+def require_new(folder: Path) -> None:
+    """UsageError where `folder` cannot become a run folder; nothing is written."""
     if folder.suffix == ".fsnn":
         raise UsageError(f"the network is not compiled: give -o a run folder, and compile that to '{folder}'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"'{folder}' exists and is not empty: choose another run folder")
-    ready_folder(folder)
-    checkpoint.write(folder / checkpoint.NAME, tensors, about)
-    replace_file(folder / CONFIG, config.text(about.config).encode())

@@ -18,7 +18,7 @@ from toolchain.config import Config, Training
 from toolchain.deploy import deploy
 from toolchain.errors import UsageError
 from toolchain.exchange import onnx_network, onnx_relu, onnx_session
-from toolchain.exchange.nir import write_run
+from toolchain.exchange.nir import require_new, write_run
 from toolchain.exchange.onnx_relu import Relu
 from toolchain.ir import Array
 from toolchain.network import Normalization
@@ -128,6 +128,8 @@ def import_(
     onnx_session.require()
     if samples is not None and dataset is None:
         raise UsageError("--samples says how many samples of --dataset are measured: give both, or neither")
+    if output is not None:
+        require_new(output)
     ahead = None if normalize is None else _normalization(normalize)
     relu = onnx_relu.read(path)
     if ahead is not None and any(len(values) not in (1, relu.input_shape[0]) for values in (ahead.mean, ahead.std)):
@@ -143,12 +145,12 @@ def import_(
     method = "ide" if made.network.skips else "spide"  # SPIDE knows no skips
     about = About(checkpoint.FORMAT, Config(network=made.network, train=training, model=made.network.name, method=method), 0, None)
     module = checkpoint.module(Checkpoint(made.tensors, about), path)
-    if output is not None:
-        write_run(output, about, made.tensors)
     measured = None if tested is None else file.measured(tested, module, data_dir)
     from toolchain.layers import counts
 
     counted = counts(module)
+    if output is not None:  # last: a network that was refused leaves no folder
+        write_run(output, about, made.tensors)
     return Imported(
         path=str(path),
         model=made.network.name,
