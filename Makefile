@@ -5,10 +5,10 @@ PEERS := .venv-peers
 PINS := pyproject.toml $(wildcard constraints/py3*.txt) .ci/make-venv
 # two workers with a thread each; a file's tests stay with one worker
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
-test test-core: export OMP_NUM_THREADS := 1
+test test-slow test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint types docs sanitize endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
+.PHONY: help demo test test-slow test-core lint types docs sanitize endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -16,8 +16,11 @@ help:  ## list these commands
 demo: $(VENV)/ready  ## set up, then run mnist-fc on PyTorch, the simulator and Lava, and write out/report
 	$(VENV)/bin/toolchain compare mnist-fc --targets torch,sim,lava-sim --fallback sim --report out/report
 
-test: $(VENV)/ready  ## set up, then run every test
+test: $(VENV)/ready  ## set up, then run the tests
 	$(VENV)/bin/python $(PYTEST)
+
+test-slow: $(VENV)/ready  ## the tests that take long: planted faults, kills, large networks, the pages, the packages
+	$(VENV)/bin/python $(PYTEST) -m slow
 
 test-core: $(CORE)/ready  ## the same tests on Python 3.11 or newer, without Lava
 	$(CORE)/bin/python $(PYTEST)

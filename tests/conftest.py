@@ -31,6 +31,12 @@ from toolchain.target import Result
 RandomGraph = Callable[..., Graph]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The whole suite leaves the slow tests out (`-m slow` runs them); who names a file or a test gets all of it."""
+    if not config.option.markexpr and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        config.option.markexpr = "not slow"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests of what this machine lacks skip, visibly, with the reason."""
     if item.get_closest_marker("lava") and importlib.util.find_spec("lava") is None:

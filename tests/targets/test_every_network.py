@@ -13,6 +13,9 @@ from toolchain import artifact, models
 LARGE = ("nf-resnet-34", "convnet-f-dvs", "preactresnet-18", "preactresnet-18-100")
 """Written without their float tensors, which take most of the file."""
 
+SLOW = ("nf-resnet-34", "convnet-f-dvs", "preactresnet-18-100", "vgg-sws-dvs")
+"""Others of their kind run by default."""
+
 SMALL = "mnist-fc"
 """Runs its golden inputs again."""
 
@@ -44,7 +47,7 @@ def assert_same_graph(found, made):
     assert_same_tensors(found.tensors, made.tensors)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in models.names()])
 def test_it_compiles_plans_and_round_trips(name, tmp_path):
     file = tmp_path / "model.fsnn"
     made = toolchain.compile(name, output=file, float_tensors=name not in LARGE).artifact

@@ -11,7 +11,12 @@ from toolchain import data
 
 @pytest.mark.parametrize(
     ("name", "dataset", "scale_factor"),
-    [("digits-fc", "digits", 32), ("mnist-fc", "mnist-1k", 64), ("mnist-fc2", "mnist-1k", 64), ("convnet-f", "mnist-1k", 256)],
+    [
+        ("digits-fc", "digits", 32),
+        ("mnist-fc", "mnist-1k", 64),
+        ("mnist-fc2", "mnist-1k", 64),
+        pytest.param("convnet-f", "mnist-1k", 256, marks=pytest.mark.slow),
+    ],
 )
 def test_eight_bits_keep_the_direction_of_every_gradient(name, dataset, scale_factor, tmp_path):
     loaded = data.load(dataset, samples=128)

@@ -410,6 +410,7 @@ def _endurance() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_the_program_that_measures_endurance() -> None:
     """Its short form: `make endurance` takes 200 cycles and 60 trials."""
     command = [sys.executable, str(ROOT / "benchmarks" / "endurance.py"), "--cycles", "6", "--trials", "3", "--seed", "1"]

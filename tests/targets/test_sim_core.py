@@ -768,6 +768,7 @@ FAULTS = {"": "", "-DFAULT_NO_FLUSH": "events, ", "-DFAULT_NO_SATURATION": ""}
 """Compiler flags, and how the forms begin that the fault must show in: sums of 16 bits are those of events."""
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.skipif(not (shutil.which("cc") or os.environ.get("CC")), reason="no C compiler here")
 @pytest.mark.parametrize("fault", FAULTS)

@@ -454,6 +454,7 @@ def drawn(random_graph, kind: str, trial: int) -> tuple[Artifact, Fault, int]:
     raise AssertionError("no network of 100 can have this fault")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_planted_fault_is_found_and_named(kind, random_graph, monkeypatch):
     missed = []
