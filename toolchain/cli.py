@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, Protocol
 import typer
 
 import toolchain
-from toolchain import endings, processes
+from toolchain import endings, processes, shortage
 from toolchain.endings import INTERRUPTED, TERMINATED
 from toolchain.errors import ToleranceError, ToolchainError, UsageError
 
@@ -693,7 +693,7 @@ def main() -> NoReturn:
         said = f"{error.format_message().rstrip('.')}: see toolchain {_verb_of(arguments)}--help"
         code = _failed(said, 2, debug) if processes.speaks() else 2
     except Exception as error:  # the boundary: whatever it is, a person reads one sentence
-        code = _unexpected(error, debug)
+        code = _unexpected(error, arguments, debug)
     endings.arrived()
     # what is left is the interpreter's own end; a signal there would kill it after the result is out
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -708,7 +708,11 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
-def _unexpected(error: Exception, debug: bool) -> int:
+def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
+    missing = shortage.found(error)
+    if missing is not None:
+        what = " ".join(arguments[: 1 if arguments[1:2] == [] or arguments[1].startswith("-") else 2])
+        return _failed(f"{what} {missing.sentence}: {missing.remedy(_lowered(arguments))}", 1, debug)
     if not isinstance(error, OSError):
         return _failed(f"unexpected {type(error).__name__}: {error}; run again with --debug to see where", 1, debug)
     _give_up_stdout()
@@ -726,8 +730,21 @@ def _give_up_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _lowered(arguments: list[str]) -> list[str]:
+    """The flags of the verb by which it takes less of the machine."""
+    if arguments[:1] == ["train"]:
+        return ["--set train.batch"]
+    callbacks = [command.callback for command in app.registered_commands if arguments[:1] == [_name(command)]]
+    return [f"--{name}" for name in ("batch", "jobs", "samples") if callbacks and name in callbacks[0].__annotations__]
+
+
+def _name(command: Any) -> str:
+    """A verb as it is typed."""
+    return str(command.name or getattr(command.callback, "__name__", ""))
+
+
 def _verb_of(arguments: list[str]) -> str:
-    verbs = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    verbs = {_name(command) for command in app.registered_commands}
     return f"{arguments[0]} " if arguments and arguments[0] in verbs else ""
 
 

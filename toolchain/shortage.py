@@ -1,0 +1,85 @@
+"""What the machine would not give: memory, or another thread or process. The same want has many names, and this is the one place that knows them.
+
+Python says MemoryError, NumPy and the C core too, torch RuntimeError in words of its own, the system ENOMEM or EAGAIN, the dynamic loader ImportError.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from toolchain.errors import ToolchainError
+
+MEMORY_WORDS = (
+    "out of memory",  # CUDA, sqlite, ...
+    "not enough memory",  # torch's allocator of the CPU
+    "can't allocate memory",
+    "cannot allocate memory",
+    "unable to allocate",
+    "allocation failed",
+    "failed to map segment",  # the dynamic loader
+    "bad_alloc",
+    "bad allocation",
+    "unable to mmap",
+)
+THREAD_WORDS = ("can't start new thread", "resource temporarily unavailable", "thread creation failed", "cannot fork")
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Of what there was not enough, "memory" or "threads and processes", what said so in one line ("" where it said nothing), and what the user can do."""
+
+    of: str
+    said: str
+
+    @property
+    def sentence(self) -> str:
+        """To follow "NAME ": what happened, without a full stop."""
+        return f"ran out of {self.of}" + (f" ({self.said})" if self.said else "")
+
+    def remedy(self, lower: Sequence[str]) -> str:
+        """What to do: `lower` are the settings that take less, as the user writes them."""
+        limit = "-v" if self.of == "memory" else "-u"
+        asked = f"lower {' or '.join(lower)}, " if lower else ""
+        return f"{asked}end other programs, or raise what `ulimit {limit}` or the container allows"
+
+
+def found(error: BaseException | None) -> Shortage | None:
+    """The shortage that `error` tells of, itself or what it was raised from; None where it tells of something else, or in a sentence of ours already."""
+    if isinstance(error, ToolchainError):
+        return None
+    for each in _chain(error):
+        of = _of(each)
+        if of is not None:
+            return Shortage(of, _first_line(each))
+    return None
+
+
+def _of(error: BaseException) -> str | None:
+    words = str(error).lower()
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno == errno.ENOMEM:
+            return "memory"
+        return "threads and processes" if error.errno == errno.EAGAIN and "blocking" not in words else None
+    if not isinstance(error, (RuntimeError, ImportError, OSError, SystemError)):
+        return None
+    if any(word in words for word in MEMORY_WORDS):
+        return "memory"
+    return "threads and processes" if any(word in words for word in THREAD_WORDS) else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and what it was raised from, or while, as a traceback shows them."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ if error.__cause__ is not None or error.__suppress_context__ else error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = (" ".join(line.split()) for line in str(error).splitlines())
+    return next((line for line in lines if line), "").rstrip(".:")
