@@ -30,6 +30,12 @@ from toolchain.ir.placement import verify_placement
 EXACT_ON_HOST = 2**53
 """The host adds whole numbers in float64, which is exact below this."""
 
+LARGEST_FLOAT = 1e12
+"""Weights, thresholds, resets and factors of float graphs stay below: no sum of theirs then comes near the end of float32, so a graph means the same in float32 and in float64."""
+
+SMALLEST_THRESHOLD = 1e-12
+"""Thresholds stay above: no sum of denormal numbers then comes near one, so spikes are the same on processors that flush those to 0."""
+
 
 def verify(graph: Graph) -> None:
     """Raise GraphError, naming the population or synapse and the fix, unless the graph is valid."""
@@ -43,6 +49,7 @@ def verify(graph: Graph) -> None:
         _require(population.kind == "input" or not population.events, f"population '{population.name}' has events: only inputs have")
     for name, tensor in graph.tensors.items():
         _require(bool(np.isfinite(tensor).all()), f"tensor '{name}' holds NaN or infinite values: retrain, or restore the checkpoint")
+        _verify_magnitude(name, tensor)
     phases = [phase.name for phase in graph.phases]
     _require(
         len(set(phases)) == len(phases) and "forward" in phases,
@@ -55,6 +62,17 @@ def verify(graph: Graph) -> None:
     _verify_forward(graph, graph.phase("forward"))
     _verify_scales(graph)
     verify_placement(graph)
+
+
+def _verify_magnitude(name: str, tensor: Array) -> None:
+    """Floats only: integers have the bounds of the chip."""
+    if not np.issubdtype(tensor.dtype, np.floating):
+        return
+    largest = float(np.abs(tensor).max(initial=0))
+    _require(
+        largest <= LARGEST_FLOAT,
+        f"tensor '{name}' reaches {largest:.3g}, and sums of values beyond {LARGEST_FLOAT:g} leave float32: train again with a lower learning rate, or restore the checkpoint",
+    )
 
 
 def _verify_forward(graph: Graph, forward: Phase) -> None:
@@ -73,7 +91,11 @@ def _verify_scales(graph: Graph) -> None:
     for phase, scales in graph.units.scale.items():
         for name, scale in scales.items():
             sound = isfinite(scale) and 1e-12 < scale < 1e12
-            _require(sound, f"population '{name}' has scale {scale} in phase '{phase}': units per 1.0 lie between 1e-12 and 1e12")
+            _require(
+                sound,
+                f"population '{name}' has scale {scale} in phase '{phase}': units per 1.0 lie between 1e-12 and 1e12, so bring its threshold, its reset and what reaches it "
+                "nearer to 1",
+            )
 
 
 def _verify_phase(graph: Graph, phase: Phase) -> None:
@@ -142,6 +164,15 @@ def _verify_dynamics(graph: Graph, phase: Phase, name: str, kind: str) -> None:
     if kind == "couple":
         _require(dynamics.threshold > 0, f"{where} has threshold {dynamics.threshold}: it must be above 0")
         _require(dynamics.reset >= 0, f"{where} has reset {dynamics.reset}: the amount subtracted on a spike cannot be negative")
+    if kind == "couple" and not graph.integer:
+        _require(
+            SMALLEST_THRESHOLD <= dynamics.threshold <= LARGEST_FLOAT,
+            f"{where} has threshold {dynamics.threshold:g}: floats keep apart what lies between {SMALLEST_THRESHOLD:g} and {LARGEST_FLOAT:g}, so bring it nearer to 1",
+        )
+        _require(
+            dynamics.reset <= LARGEST_FLOAT,
+            f"{where} has reset {dynamics.reset:g}: it may be at most {LARGEST_FLOAT:g}, so bring it nearer to the threshold",
+        )
     if graph.integer:
         _require(
             float(dynamics.leak * DECAY_ONE).is_integer(),
@@ -180,6 +211,7 @@ def _verify_synapse(graph: Graph, phase: Phase, synapse: Synapse, position: Mapp
             f"{where} is gated by '{synapse.gate}', which has no spikes to count: gate by couples",
         )
     _verify_shapes(synapse.ops, shapes[synapse.source], shapes[synapse.target], graph.tensors, where)
+    _verify_factors(synapse.ops, where)
     if graph.integer:
         for op in synapse.ops:
             _require(
@@ -274,6 +306,13 @@ def _verify_drive(graph: Graph, phase: Phase, drive: Drive, shapes: Mapping[str,
     _require(len(inputs) == 1, f"{where} needs exactly one input population, the graph has {len(inputs)}")
     _require(not inputs[0].events, f"{where} is one current for all steps and the input has events: keep its connection on the chip")
     _verify_shapes(drive.ops, inputs[0].shape, shapes[drive.population], graph.tensors, where)
+    _verify_factors(drive.ops, where)
+
+
+def _verify_factors(ops: Sequence[Op], where: str) -> None:
+    for op in ops:
+        factor = op.factor if isinstance(op, Scale) else 1.0
+        _require(abs(factor) <= LARGEST_FLOAT, f"{where} scales by {factor:g}: a factor lies within {LARGEST_FLOAT:g} either way")
 
 
 def _verify_shapes(ops: Sequence[Op], source: Shape, target: Shape, tensors: Mapping[str, Array], where: str) -> None:

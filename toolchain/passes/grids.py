@@ -56,9 +56,16 @@ LOWEST_POWER = 48
 """Powers of two below full mantissas at which the search for enough of them ends: all of them are 0 long before."""
 
 
+NEGLIGIBLE = 1e-30
+"""Weights and currents that are nowhere as large as this, denormal ones among them, are as good as none: every unit rounds them to 0."""
+
+LARGEST_POWER = 38
+"""No unit is finer than 2^39, which is still among the scales that graphs may have: weights that would need a finer one round to 0, and a note says so."""
+
+
 @dataclass(frozen=True)
 class Grids:
-    """Integer steps per unit of the float graph: `forward` and `feedback` by population (inputs: levels); exponents by weight tensor, of all that is not zero.
+    """Integer steps per unit of the float graph: `forward` and `feedback` by population (inputs: levels); exponents by weight tensor, of all that is not `NEGLIGIBLE`.
 
     Weights in `apart` are too much finer than those they are added to in the feedback phase: they are rounded again for it.
     """
@@ -88,7 +95,7 @@ class Connection:
         assert name is not None  # quantize has refused what is not folded
         whole = graph.tensors[name].ravel() / area(synapse.ops)
         self.tensor, self.source, self.target = name, synapse.source, synapse.target
-        self.peak = float(np.abs(whole).max(initial=0))
+        self.peak = _counted(float(np.abs(whole).max(initial=0)))
         self.values = whole[:: max(1, len(whole) // LOOKED_AT)]
         self._low, self._high = low, high
         self._power = float(np.sum(self.values**2))
@@ -135,6 +142,10 @@ def _fitting(bound: float, high: int) -> int:
     return ceil(log2(bound / (high + 0.25))) if bound > 0 else -64
 
 
+def _counted(largest: float) -> float:
+    return largest if largest >= NEGLIGIBLE else 0.0
+
+
 def choose(
     graph: Graph,
     low: int,
@@ -178,7 +189,7 @@ class _Search:
         for _ in range(len(self.inner) + 1):  # relays that feed earlier populations are known from the second time on
             before = dict(grids)
             for name in self.inner:
-                grids[name] = base * 2.0 ** self._power(name, base, grids)
+                grids[name] = base * 2.0 ** min(self._power(name, base, grids), LARGEST_POWER)
             if grids == before:
                 break
         return self._whole(grids)
@@ -240,8 +251,8 @@ class _Search:
 
     def _needed(self, into: Mapping[Connection, float], lost: float) -> int | None:
         """The smallest power of two at which what rounding adds to a target's current, over all connections with their units, is nearly the least that mantissas
-        allow, or `lost`; None without connections. What a connection has beyond full mantissas its exponent takes away again."""
-        if not into:
+        allow, or `lost`; None where no connection adds more than that. What a connection has beyond full mantissas its exponent takes away again."""
+        if sum(c.per_target for c in into) <= lost**2:
             return None
 
         def added(power: int) -> float:
@@ -278,14 +289,14 @@ class _Search:
         """The largest drive or bias that population `name` gets, in the float graph's units; of couples in either phase (relays have a unit for each)."""
         phases = ("forward",) if self.kinds[name] == "linear" else ("forward", "feedback")
         found = [bound for (phase, population), bound in self.drives.items() if population == name and phase in phases]
-        return max([*found, self._largest_bias(name)], default=0.0)
+        return _counted(max([*found, self._largest_bias(name)], default=0.0))
 
     def _largest_bias(self, name: str) -> float:
         biases = [bias for phase in self.graph.phases for bias in phase.bias.get(name, ())]
-        return max((float(np.abs(self.graph.tensors[bias.tensor]).max(initial=0)) for bias in biases), default=0.0)
+        return _counted(max((float(np.abs(self.graph.tensors[bias.tensor]).max(initial=0)) for bias in biases), default=0.0))
 
     def _largest_potential(self, name: str) -> float:
-        return max(self.potentials["forward", name], 1e-30)
+        return max(self.potentials["forward", name], NEGLIGIBLE)
 
     def _whole(self, grids: dict[str, float]) -> dict[str, float]:
         """All units moved together by less than half a step, so that the largest threshold of the coarsest couples is a whole number."""
@@ -329,7 +340,7 @@ class _Search:
                 room = POTENTIAL_LIMIT / (RESETS * max(phase.dynamics[name].reset, phase.dynamics[name].threshold))
                 found[name] = 2.0 ** (system.settle(name, floor(log2(min(grids[name], room)) - odd + 1e-9)) + odd)
             elif name in driven:
-                found[name] = 2.0 ** system.settle(name, round(log2(FINE_CURRENT / max(self.drives["feedback", name], 1e-30))))
+                found[name] = 2.0 ** system.settle(name, round(log2(FINE_CURRENT / max(self.drives["feedback", name], NEGLIGIBLE))))
             else:
                 found[name] = 2.0 ** system.settle(name, None)
         return found, apart

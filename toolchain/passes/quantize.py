@@ -273,7 +273,7 @@ class _Quantizer:
             return 1.0
         full = self.high / connection.peak
         unit = min((full * factor for factor in (1.0, *np.arange(1.05, 2.0, 0.05))), key=lambda unit: connection.error(unit, 0))
-        return float(unit * self._message(synapse.source))
+        return float(min(unit * self._message(synapse.source), 2.0**grids.LARGEST_POWER))
 
     def _round_weight(self, synapse: Synapse) -> None:
         name = _name(synapse)
@@ -383,7 +383,10 @@ class _Quantizer:
         self._keep(name, fixed.mantissas(weight * 2.0**shift, 0, -(2**31), 2**31 - 1), factor * 2.0**shift, np.int32)
         if drive.bias is not None:
             self._keep(
-                drive.bias, fixed.mantissas(bias * 2.0**shift, 0, -HOST_LIMIT, HOST_LIMIT), unit / 2.0 ** (exponent - shift), np.int64
+                drive.bias,
+                fixed.mantissas(bias * 2.0**shift, 0, 1 - HOST_LIMIT, HOST_LIMIT - 1),
+                unit / 2.0 ** (exponent - shift),
+                np.int64,
             )
         return msgspec.structs.replace(drive, shift=shift, exponent=exponent)
 
