@@ -13,7 +13,7 @@ from typing import Any, Union
 import msgspec
 
 from toolchain.errors import ArtifactError, UsageError
-from toolchain.files import replace_file
+from toolchain.files import replace_file, unwritten
 
 LINES, TABLE, EVENTS = "metrics.jsonl", "metrics.csv", "tensorboard"
 
@@ -83,7 +83,7 @@ class Writer:
         self.events: Any = None  # TensorBoard's writer, which torch leaves untyped
 
     def write(self, lines: Sequence[Epoch]) -> None:
-        """All files after the epoch of the last line; ArtifactError where the disk does not take them."""
+        """All files after the epoch of the last line; ToolchainError where the disk does not take them."""
         replace_file(self.folder / LINES, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
         if "csv" in self.forms:
             replace_file(self.folder / TABLE, _table(lines).encode())
@@ -105,9 +105,7 @@ class Writer:
                         self.events.add_scalar(name, value, line.epoch)
             self.events.flush()
         except OSError as error:
-            raise ArtifactError(
-                f"cannot write '{self.folder / EVENTS}' ({error.strerror}): choose a writable place with free space"
-            ) from None
+            raise unwritten(self.folder / EVENTS, error) from None
 
     def _open_events(self) -> Any:
         """A new event file that will hold the whole run: those of an interrupted one go, so that no epoch is shown twice."""

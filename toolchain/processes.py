@@ -93,6 +93,11 @@ def total_number(value: float) -> float:
     return value if _group() is None else float(total(torch.tensor(value, dtype=torch.float64)))
 
 
+def first_says(word: bool) -> bool:
+    """`word` of the first process, which the others wait for."""
+    return bool(total_number(float(word and rank() == 0)))
+
+
 def norm(values: Tensor) -> float:
     """The Euclidean norm of what all processes hold together."""
     if _group() is None:

@@ -11,9 +11,8 @@ Nothing here knows how a method gets its gradients. Started by torchrun, every p
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import cos, isfinite, pi, prod
 from pathlib import Path
@@ -27,7 +26,7 @@ from toolchain.batches import Batches
 from toolchain.checkpoint import About, load
 from toolchain.config import Config, Training
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
-from toolchain.files import replace_file
+from toolchain.files import held, replace_file
 from toolchain.methods import Batch, Method
 from toolchain.metrics import Epoch
 from toolchain.versions import versions
@@ -39,7 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "load", "train"]
 
-LAST, CONFIG, LOCK = "last.safetensors", "config.yaml", ".lock"
+LAST, CONFIG = "last.safetensors", "config.yaml"
+FILES = (checkpoint.NAME, LAST, CONFIG, metrics.LINES, metrics.TABLE)
 EVALUATION_BATCH = 500
 LARGEST_EPOCHS = 1 << 20
 
@@ -125,15 +125,17 @@ def _train(
     learn, choose = _split(chosen, data_dir)
     processes.rows(min(chosen.train.batch, len(learn)))  # refuses batches that cannot be dealt out
     run = _Run(chosen, gradients_of, module, device, folder)
-    with _held(folder) if first else contextlib.nullcontext():
+    with held(folder, FILES) if first else contextlib.nullcontext():
         if first:
             _check_folder(folder, chosen, resume=resume)  # again: another run may have been here before the folder was ours
-        processes.wait()  # nobody goes on, or reads the folder, before the first process has found it good
-        if resume:
+        # nobody goes on, or reads the folder, before the first process has found it good, and all do as it does
+        if processes.first_says(resume and (folder / LAST).exists()):
             run.restore()
         elif first:
-            replace_file(folder / CONFIG, config.text(chosen).encode())
+            if resume:
+                progress.say(f"'{folder}' has no whole epoch yet: the run begins again")
             run.files.write([])
+            replace_file(folder / CONFIG, config.text(chosen).encode())
         run.fit(learn, choose)
         return run.outcome(devices.describe(device))
 
@@ -248,51 +250,26 @@ def _check_folder(folder: Path, chosen: Config, *, resume: bool) -> None:
         _same_config(folder, chosen)
 
 
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Make the folder and keep every other run out of it until the block or the process ends."""
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a")
-    except OSError as error:
-        raise UsageError(f"'{folder}' cannot be written ({error.strerror}): choose another folder") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another run is writing '{folder}': wait for its end, or choose another folder") from None
-        except OSError as error:
-            raise UsageError(f"'{folder}' cannot be locked ({error.strerror}): choose a folder on another file system") from error
-        if not _is_open(stream.fileno(), path):
-            raise UsageError(f"another run has just left '{folder}': give the command again")
-        try:
-            yield
-        finally:
-            # removed while still locked: a run that opened it meanwhile sees that its file is no longer the folder's
-            path.unlink(missing_ok=True)
-
-
-def _is_open(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one that has the name `path` now."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _same_config(folder: Path, chosen: Config) -> None:
-    if not (folder / LAST).exists():
-        raise UsageError(f"'{folder}' holds no {LAST} to resume from: start without --resume")
-    if not (folder / checkpoint.NAME).exists():
-        raise UsageError(f"'{folder}' lacks {checkpoint.NAME}, its best weights: restore the file, or train again into another folder")
-    earlier = checkpoint.read(folder / LAST).about.config
+    earlier = _begun_with(folder)
     for name in ("model", "method", "seed", "start"):
         _same(name, getattr(earlier, name), getattr(chosen, name), folder)
     for section in ("train", "network"):
         before, now = getattr(earlier, section), getattr(chosen, section)
         for field in msgspec.structs.fields(before):
             _same(f"{section}.{field.name}", getattr(before, field.name), getattr(now, field.name), folder)
+
+
+def _begun_with(folder: Path) -> Config:
+    """The config of the run to resume; UsageError where there is none."""
+    if (folder / LAST).exists():
+        if not (folder / checkpoint.NAME).exists():
+            raise UsageError(f"'{folder}' lacks {checkpoint.NAME}, its best weights: restore the file, or train again into another folder")
+        return checkpoint.read(folder / LAST).about.config
+    lines = folder / metrics.LINES
+    if (folder / CONFIG).exists() and lines.exists() and not lines.stat().st_size:  # ended in its first epoch
+        return config.resolve({}, config.read(folder / CONFIG), f"config '{folder / CONFIG}'")
+    raise UsageError(f"'{folder}' holds no {LAST} to resume from: start without --resume")
 
 
 def _same(name: str, before: object, now: object, folder: Path) -> None:
@@ -344,7 +321,7 @@ class _Run:
                 accuracy = None if held_out is None else self._accuracy(held_out)
                 self.lines.append(self._line(epoch, batches, accuracy, perf_counter() - start))
                 if processes.rank() == 0:
-                    self._save()
+                    self._keep()
                     progress.say(metrics.sentence(self.lines[-1], self.config.train.epochs))
         processes.wait()
 
@@ -426,16 +403,24 @@ class _Run:
         """Whether train.early_stop has ended the run."""
         return bool(self.lines) and self.lines[-1].stopped
 
+    def _keep(self) -> None:
+        """Write the folder after an epoch; where that fails, say what it still holds."""
+        try:
+            self._save()
+        except ToolchainError as error:
+            kept = f"the folder keeps what it had after epoch {len(self.lines) - 1}, and --resume goes on from there"
+            raise type(error)(f"{error} ({kept})") from None
+
     def _save(self) -> None:
-        """The best weights, then everything to resume from, then the lines: a crash in between repeats an epoch, never loses one."""
+        """The best weights, then the lines, then everything to resume from, which alone says that the epoch is done: ended in between, a run repeats it."""
         now = self.lines[-1]
         weights = self.module.state_dict()
         about = About(checkpoint.FORMAT, self.config, now.epoch, now.held_out_accuracy, self.method.state())
         if metrics.best(self.lines) is now:
             checkpoint.write(self.folder / checkpoint.NAME, weights, about)
+        self.files.write(self.lines)
         state = {f"model.{name}": tensor for name, tensor in weights.items()} | optimizer.tensors(self.optimizer, self.module)
         checkpoint.write(self.folder / LAST, {**state, "random": self.generator.get_state()}, about)
-        self.files.write(self.lines)
 
     def restore(self) -> None:
         """Take up the run where its folder stopped; ArtifactError where the folder's files contradict each other."""
