@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-slow test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-core lint types docs sanitize endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
+.PHONY: help demo test test-slow test-core lint types docs sanitize fuzz endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -37,6 +37,9 @@ docs: $(VENV)/ready  ## the documentation's pages, in site/: runs what they show
 
 sanitize: $(VENV)/ready  ## the native kernel's tests on a build that stops at wrong addresses and undefined behaviour
 	.ci/sanitize $(VENV)/bin/python
+
+fuzz: $(VENV)/ready  ## 200,000 mutated and drawn files through every reader, in bounded processes; what is found lies in out/fuzz
+	$(VENV)/bin/python -m fuzz
 
 endurance: $(VENV)/ready  ## whether Lava runs always end and leave nothing: 200 in one process, 60 ended at random moments
 	$(VENV)/bin/python benchmarks/endurance.py
