@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from toolchain.config import Training
     from toolchain.layers import FeedbackSNN
 
+__all__ = ["Spec", "get", "load", "names"]
+
 CATALOGUE = {
     "fashion-fc": ("fashion_fc", "784-400(F400)-10 with batch norm for Fashion-MNIST, trained by IDE; LIF, T 5"),
     "mnist-fc": ("mnist_fc", "784-400(F400)-10 for MNIST, trained by SPIDE; T 30, T_B 100"),

@@ -20,6 +20,8 @@ from toolchain.errors import ArtifactError, GraphError
 from toolchain.files import replace_file
 from toolchain.ir import Array, Graph
 
+__all__ = ["Artifact", "Golden", "read", "write"]
+
 FORMAT_VERSION = 2
 LARGEST_FILE = 4 * 2**30
 """Bytes; a larger file is refused before it is read."""

@@ -24,6 +24,8 @@ from toolchain.progress import say
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Result, Target, get
 
+__all__ = ["executable", "forward_only", "graph_for"]
+
 FLAGS = {"quantize.weight_bits": 8, "retime.mode": "exact", "inject.mode": "bias", "partition.chip": "loihi2"}
 """Pass options that flags set, and the flags' defaults: a setting may replace a default, not a choice."""
 

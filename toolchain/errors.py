@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+__all__ = ["ArtifactError", "DesignRuleError", "GraphError", "ToleranceError", "ToolchainError", "UsageError"]
+
 
 class ToolchainError(Exception):
     """Something went wrong while the tool ran (a target died, a deadline passed)."""

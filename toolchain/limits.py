@@ -13,6 +13,8 @@ from toolchain.errors import unknown
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
+__all__ = ["Limit", "Limits", "chips", "load"]
+
 
 class Limit(msgspec.Struct, frozen=True):
     """One number of a chip and where it is published."""

@@ -13,6 +13,28 @@ import msgspec
 from toolchain.errors import UsageError
 from toolchain.ir import LARGEST_STEPS
 
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BatchNorm",
+    "Chain",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Feedback",
+    "Frobenius",
+    "Gain",
+    "Identity",
+    "Linear",
+    "Network",
+    "Neuron",
+    "Normalization",
+    "Scale",
+    "Skip",
+    "Spectral",
+    "TrainedThreshold",
+    "Upsample",
+]
+
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 Shape = tuple[int, ...]
@@ -275,6 +297,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def check(network: Network) -> None:
     """UsageError, naming the layer and the fix, unless the numbers of `network` make sense together."""
     where = f"network '{network.name}'"
+    _require(network.name.isprintable(), f"network {network.name!r} has a name with characters that do not print: give it another")
     neuron = network.neuron
     _require(
         all(isfinite(v) for v in (neuron.threshold, neuron.u_rest, neuron.threshold_back, neuron.u_rest_back, neuron.leak)),

@@ -21,6 +21,8 @@ from toolchain.errors import ToolchainError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+__all__ = ["add_gradients", "rank", "rows", "share_weights", "size", "together"]
+
 SPOKEN = "toolchain/spoken"
 """The key under which the first process that fails says so, so that one sentence is printed and not one a process."""
 

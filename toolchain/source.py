@@ -14,6 +14,8 @@ from toolchain.errors import UsageError
 if TYPE_CHECKING:
     from toolchain.layers import FeedbackSNN
 
+__all__ = ["Model", "Source", "find"]
+
 LEARNED = "learned.fsnn"
 """The file of a run folder of `toolchain learn` that holds the network."""
 

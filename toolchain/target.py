@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from toolchain.limits import Limits
     from toolchain.passes import Pipeline
 
+__all__ = ["Executable", "History", "Result", "Target", "get", "names"]
+
 
 @dataclass(frozen=True)
 class History:

@@ -27,6 +27,8 @@ from toolchain.target import Result, get
 from toolchain.tune import PICTURES, WEIGHT_BITS, place_for
 from toolchain.versions import versions
 
+__all__ = ["PricedPoint", "Tradeoff", "tradeoff"]
+
 NANOJOULE = 1e-9
 
 USUAL_BITS = (8, 6, 4, 3)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["CoreUse", "PopulationUse", "Traffic", "Utilisation", "utilisation"]
+
 RESOURCES = ("neurons", "memory_bits", "input_axons", "output_axons")
 """In the order of `wiring`'s columns."""
 

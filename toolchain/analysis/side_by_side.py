@@ -21,6 +21,8 @@ from toolchain.target import Result
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["SideBySide", "side_by_side"]
+
 SAMPLES = 128
 """Samples that are run where nobody says how many, and the size of the batch that errors are divided by: what the zoo's scale factors are meant for."""
 

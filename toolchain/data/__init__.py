@@ -11,27 +11,11 @@ from pathlib import Path
 
 from toolchain.data import cifar, cifar10_dvs, idx, imagenet, nmnist, packaged
 from toolchain.data.dataset import Dataset, Images, LazyImages, hold_out
-from toolchain.data.idx import DIGITS, PUBLISHED, Published, read_idx
-from toolchain.data.places import LARGEST_FILE, cache
+from toolchain.data.idx import PUBLISHED
 from toolchain.errors import UsageError, unknown
 from toolchain.ir import LARGEST_STEPS
 
-__all__ = [
-    "DIGITS",
-    "LARGEST_FILE",
-    "PUBLISHED",
-    "Dataset",
-    "Images",
-    "LazyImages",
-    "Published",
-    "cache",
-    "found",
-    "hold_out",
-    "load",
-    "names",
-    "read_idx",
-    "size_for",
-]
+__all__ = ["Dataset", "Images", "LazyImages", "found", "hold_out", "load", "names", "size_for"]
 
 EVENTS = ("nmnist", "cifar10-dvs")
 SIZES = ("cifar10-dvs", "imagenet")

@@ -35,6 +35,8 @@ from toolchain.ir import DECAY_ONE, POTENTIAL_LIMIT, Array, Shape
 if TYPE_CHECKING:
     import nir as nir_package
 
+__all__ = ["Loaded", "Run", "SoftReset", "load", "node_map", "run", "stock_map"]
+
 State = dict[str, Any]
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from toolchain.layers import FeedbackSNN
 
+__all__ = ["Batch", "Method", "get"]
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -28,6 +28,8 @@ from toolchain.methods import Batch, common
 from toolchain.methods.common import dropout_factors
 from toolchain.network import TrainedThreshold
 
+__all__ = ["Dsr", "Pass", "fire", "representation", "run"]
+
 
 def representation(values: Tensor, time_steps: int, neuron: TrainedThreshold) -> Tensor:
     """(samples, ...) from time-major (T * samples, ...): the mean over time, weighted by exp(-(T - t) dt / tau) for LIF neurons."""

@@ -33,6 +33,8 @@ from toolchain.layers.connections import Statistics
 from toolchain.methods import Batch, common
 from toolchain.methods.common import ReadoutError, dropout_factors, readout_error
 
+__all__ = ["Ide", "Pass", "Solution", "broyden", "run", "solve"]
+
 SOLVERS = ("broyden", "iter", "iter-compat")
 TOLERANCE = 2e-10
 """Broyden's method is done where the residual's norm is below this times the root of the number of its values, or at float32's resolution."""

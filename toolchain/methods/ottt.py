@@ -25,6 +25,8 @@ from toolchain.layers import FeedbackSNN, current
 from toolchain.methods import Batch, common
 from toolchain.methods.common import dropout_factors
 
+__all__ = ["OtttA", "OtttO", "Pass", "run"]
+
 ALPHA = 4.0
 
 

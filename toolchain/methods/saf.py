@@ -27,6 +27,8 @@ from toolchain.methods import Batch, common
 from toolchain.methods.common import dropout_factors
 from toolchain.methods.ottt import Gradients, Pass, batch_of, replace, spike, step_loss
 
+__all__ = ["FinalPass", "SafE", "SafF", "run_e", "run_f"]
+
 
 class _Accumulation:
     """The state between time steps: `values` a_l (samples, *shape) of each layer, that of the input, and L."""
