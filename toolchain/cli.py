@@ -20,6 +20,7 @@ import toolchain
 from toolchain import endings, processes, shortage
 from toolchain.endings import INTERRUPTED, TERMINATED
 from toolchain.errors import ToleranceError, ToolchainError, UsageError
+from toolchain.progress import visible
 
 app = typer.Typer(
     name="toolchain",
@@ -74,11 +75,11 @@ def _examples(*lines: str) -> str:
 
 def _print(outcome: Outcome, json: bool = False) -> None:
     if not json:
-        print(outcome.to_text())
+        print(visible(outcome.to_text()))
         return
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(outcome.to_json()), indent=2).decode())
+    print(visible(msgspec.json.format(msgspec.json.encode(outcome.to_json()), indent=2).decode()))
 
 
 def _later(what: str, given: object = True) -> None:
@@ -752,7 +753,7 @@ def _failed(message: str, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
     reasons = [" ".join(part.split()) for part in message.split("\n- ")]  # one sentence, or a line for each of several reasons
-    print("toolchain: " + "\n  - ".join(reasons), file=sys.stderr, flush=True)
+    print(visible("toolchain: " + "\n  - ".join(reasons)), file=sys.stderr, flush=True)
     return code
 
 

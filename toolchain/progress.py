@@ -1,4 +1,4 @@
-"""Progress bars on stderr, only where stderr is a terminal; stdout belongs to results."""
+"""What a person at a terminal sees: progress bars on stderr, only where that is a terminal, and text that cannot steer it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+STEERING = [
+    *(n for n in range(0x20) if chr(n) not in "\n\t"),
+    *range(0x7F, 0xA0),
+    0x200E,
+    0x200F,
+    *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A),
+]
+"""Characters that move the cursor, colour, ring or turn the direction of text: control characters, and Unicode's marks of lines and directions."""
+
+SHOWN = {n: f"\\u{n:04x}" for n in STEERING}
+
+
+def visible(text: str) -> str:
+    """`text` with every character that would steer a terminal written as \\u001b: names come out of files. In JSON that is the same text."""
+    return text.translate(SHOWN)
+
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """`items`, with a bar called `label` while they are consumed."""
@@ -15,11 +32,12 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
         yield from items
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track as bar
 
-    yield from bar(items, description=label, total=total, console=Console(stderr=True), transient=True)
+    yield from bar(items, description=escape(visible(label)), total=total, console=Console(stderr=True), transient=True)
 
 
 def say(message: str) -> None:
     """One line for the person at the terminal, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)

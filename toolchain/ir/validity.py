@@ -40,6 +40,8 @@ SMALLEST_THRESHOLD = 1e-12
 def verify(graph: Graph) -> None:
     """Raise GraphError, naming the population or synapse and the fix, unless the graph is valid."""
     names = [population.name for population in graph.populations]
+    for name in (graph.provenance.model, *names, *graph.tensors):
+        _require(name.isprintable(), f"the name {name!r} has characters that do not print: give the network, population or tensor another")
     _require(len(set(names)) == len(names), f"population names repeat: {', '.join(names)}; give each its own")
     for population in graph.populations:
         _require(
