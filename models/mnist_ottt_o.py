@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from toolchain.layers import FeedbackSNN
-from toolchain.models.mnist_ottt_a import TRAINING, network
-
-__all__ = ["METHOD", "TRAINING", "build"]
+from toolchain.models.mnist_ottt_a import TRAINING as TRAINING
+from toolchain.models.mnist_ottt_a import network
 
 METHOD = "ottt-o"
 

@@ -50,7 +50,7 @@ def find(model: Model) -> Source:
         )
     if (path / LEARNED).is_file():
         return Source(path.name, None, artifact.read(path / LEARNED))
-    from toolchain.train import load
+    from toolchain.checkpoint import load
 
     return Source(path.stem or path.name, load(path), None)
 

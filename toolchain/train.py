@@ -23,7 +23,7 @@ import msgspec
 
 from toolchain import augment, checkpoint, config, data, devices, methods, metrics, models, network, optimizer, processes, progress
 from toolchain.batches import Batches
-from toolchain.checkpoint import About, load
+from toolchain.checkpoint import About
 from toolchain.config import Config, Training
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.files import held, replace_file
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     import torch
 
     from toolchain.layers import FeedbackSNN
-
-__all__ = ["Outcome", "load", "train"]
 
 LAST, CONFIG = "last.safetensors", "config.yaml"
 FILES = (checkpoint.NAME, LAST, CONFIG, metrics.LINES, metrics.TABLE)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from toolchain import data
+from toolchain.data import idx as idx_files
 from toolchain.errors import ArtifactError, UsageError
 
 
@@ -160,7 +161,7 @@ def test_a_download_that_fails_says_what_to_put_where(tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TOOLCHAIN_DATA", raising=False)
     monkeypatch.setitem(
-        data.PUBLISHED, "mnist", data.Published(tmp_path.as_uri() + "/nowhere", data.DIGITS, data.PUBLISHED["mnist"].checksums)
+        data.PUBLISHED, "mnist", idx_files.Published(tmp_path.as_uri() + "/nowhere", idx_files.DIGITS, data.PUBLISHED["mnist"].checksums)
     )
     with pytest.raises(UsageError, match=r"put the files of 'mnist' \(train-images-idx3-ubyte.gz.*toolchain/mnist"):
         data.load("mnist")
@@ -176,11 +177,11 @@ def test_a_download_is_kept_by_checksum_only(
     monkeypatch.delenv("TOOLCHAIN_DATA", raising=False)
     sums = {"t10k-images-idx3-ubyte": sha256(idx(images)).hexdigest(), "t10k-labels-idx1-ubyte": sha256(idx(labels)).hexdigest()}
     mirror = (tmp_path / "mirror").as_uri()
-    monkeypatch.setitem(data.PUBLISHED, "mnist", data.Published(mirror, data.DIGITS, {**sums, "t10k-labels-idx1-ubyte": "0" * 64}))
+    monkeypatch.setitem(data.PUBLISHED, "mnist", idx_files.Published(mirror, idx_files.DIGITS, {**sums, "t10k-labels-idx1-ubyte": "0" * 64}))
     with pytest.raises(UsageError, match="another t10k-labels"):
         data.load("mnist")
     assert not list((tmp_path / "cache" / "toolchain" / "mnist").glob("*labels*"))
-    monkeypatch.setitem(data.PUBLISHED, "mnist", data.Published(mirror, data.DIGITS, sums))
+    monkeypatch.setitem(data.PUBLISHED, "mnist", idx_files.Published(mirror, idx_files.DIGITS, sums))
     assert len(data.load("mnist")) == 6
     assert data.found("mnist")
 

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from toolchain import checkpoint, models
+from toolchain.checkpoint import load
 from toolchain.config import Config
 from toolchain.errors import ArtifactError, UsageError
 from toolchain.layers import build, describe
-from toolchain.train import load, train
+from toolchain.train import train
 
 SHORT = {"train.epochs": 1, "train.held_out": 200, "network.time_steps": 3, "network.feedback_steps": 3}
 

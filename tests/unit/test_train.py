@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from toolchain import checkpoint, config, data, methods, models
+from toolchain.checkpoint import load
 from toolchain.config import Training
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.layers import Spectral, describe
-from toolchain.train import learning_rate, load, train
+from toolchain.train import learning_rate, train
 
 training = sys.modules["toolchain.train"]  # `toolchain.train` is the function
 

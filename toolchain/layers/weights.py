@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolchain.errors import UsageError
-from toolchain.network import Frobenius, Limit, Spectral
+from toolchain.network import Frobenius, Limit
 
 Weighted = Union[nn.Linear, nn.Conv2d, nn.ConvTranspose2d]
 
@@ -149,6 +149,3 @@ def weighted_bias(module: nn.Module, where: str) -> Tensor:
     if isinstance(bias, Tensor):
         return bias
     raise UsageError(f"{where} is a {type(module).__name__} without a bias")
-
-
-__all__ = ["Gain", "Limited", "Scale", "Spectral", "Standardized", "linear", "weighted", "weighted_bias"]
