@@ -177,7 +177,9 @@ def test_a_download_is_kept_by_checksum_only(
     monkeypatch.delenv("TOOLCHAIN_DATA", raising=False)
     sums = {"t10k-images-idx3-ubyte": sha256(idx(images)).hexdigest(), "t10k-labels-idx1-ubyte": sha256(idx(labels)).hexdigest()}
     mirror = (tmp_path / "mirror").as_uri()
-    monkeypatch.setitem(data.PUBLISHED, "mnist", idx_files.Published(mirror, idx_files.DIGITS, {**sums, "t10k-labels-idx1-ubyte": "0" * 64}))
+    monkeypatch.setitem(
+        data.PUBLISHED, "mnist", idx_files.Published(mirror, idx_files.DIGITS, {**sums, "t10k-labels-idx1-ubyte": "0" * 64})
+    )
     with pytest.raises(UsageError, match="another t10k-labels"):
         data.load("mnist")
     assert not list((tmp_path / "cache" / "toolchain" / "mnist").glob("*labels*"))

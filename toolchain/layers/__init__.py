@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolchain.layers.connections import advance, current, kind_of
+from toolchain.layers.connections import advance, current
 from toolchain.layers.maps import DenseMap, Map
 from toolchain.layers.model import Equilibrium, FeedbackSNN, Normalize, build, counts, describe
 from toolchain.layers.weights import Gain, Limited, Scale, Standardized
