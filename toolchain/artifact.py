@@ -17,7 +17,7 @@ import numpy as np
 
 from toolchain import ir
 from toolchain.errors import ArtifactError, GraphError
-from toolchain.files import replace_file
+from toolchain.files import replace_file, require_plain
 from toolchain.ir import Array, Graph
 
 __all__ = ["Artifact", "Golden", "read", "write"]
@@ -117,7 +117,7 @@ def put_together(file: Path, raw: str, tensors: Mapping[str, Array]) -> Artifact
         )
     try:
         header = msgspec.json.decode(raw, type=_Header)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError) as error:
         raise ArtifactError(f"'{file}' has a header this toolchain does not know ({error}): compile it again") from None
     if _digest(msgspec.structs.replace(header, digest=""), tensors) != header.digest:
         raise ArtifactError(f"'{file}' was changed after it was compiled (its digest does not match): compile it again, or fetch it again")
@@ -153,6 +153,7 @@ def _raw(file: Path) -> tuple[str, dict[str, Array]]:
     """The metadata entry and all tensors of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
+    require_plain(file)
     try:
         size = file.stat().st_size
         if size > LARGEST_FILE:
@@ -162,7 +163,8 @@ def _raw(file: Path) -> tuple[str, dict[str, Array]]:
             tensors = {name: ir.frozen(opened.get_tensor(name)) for name in sorted(opened.keys())}
     except FileNotFoundError:
         raise ArtifactError(f"there is no file '{file}': check the path") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    # a type of number that this NumPy does not know is an AttributeError of safetensors
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"'{file}' is no readable artefact, perhaps cut short ({error}): compile it again") from None
     if "fsnn" not in metadata:
         raise ArtifactError(
@@ -174,7 +176,7 @@ def _raw(file: Path) -> tuple[str, dict[str, Array]]:
 def _version(file: Path, raw: str) -> object:
     try:
         header: Any = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ArtifactError(f"'{file}' has a damaged header ({error}): compile it again") from None
     return header.get("version") if isinstance(header, dict) else None
 

@@ -11,6 +11,10 @@ from collections.abc import Iterable
 __all__ = ["ArtifactError", "DesignRuleError", "GraphError", "ToleranceError", "ToolchainError", "UsageError"]
 
 
+LONGEST = 2000
+"""Characters of a message that quotes what was given; of a longer one the beginning and the end are kept."""
+
+
 class ToolchainError(Exception):
     """Something went wrong while the tool ran (a target died, a deadline passed)."""
 
@@ -22,6 +26,12 @@ class UsageError(ToolchainError):
 
     exit_code = 2
 
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST - 600]} [and {len(text) - LONGEST + 100:,} more characters] {text[-500:]}"
+        super().__init__(text)
+
 
 class GraphError(UsageError):
     """A graph that breaks a rule of `ir.verify`, or that a pass cannot take."""
@@ -29,6 +39,9 @@ class GraphError(UsageError):
 
 class ArtifactError(UsageError):
     """A .fsnn file, checkpoint or data file that cannot be read, or whose parts contradict each other."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(line.strip() for line in str(message).splitlines()))  # what a library said may have lines
 
 
 class DesignRuleError(ToolchainError):
