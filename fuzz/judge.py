@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from fuzz.target import Prepared
 from toolchain.errors import ToolchainError
+from toolchain.progress import visible
 
 LONGEST_SENTENCE = 2000
 """Characters of an error's message."""
@@ -62,8 +63,8 @@ class Judge:
 
 
 def unsound(error: ToolchainError) -> Finding | None:
-    """What is wrong with an error's sentence, if anything: empty, too long, or with characters that a terminal would obey."""
-    sentence = str(error)
+    """What is wrong with an error's sentence, as the command line prints it, if anything: empty, too long, of several lines, or with characters that do not print."""
+    sentence = visible(str(error))
     if not sentence.strip():
         return Finding("an empty sentence", repr(error))
     if len(sentence) > LONGEST_SENTENCE:
