@@ -13,6 +13,7 @@ import msgspec
 
 from toolchain.augment import Augmentation
 from toolchain.errors import UsageError
+from toolchain.files import read_plain
 from toolchain.network import Network
 
 LARGEST_CONFIG = 1 << 18
@@ -119,9 +120,7 @@ def read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise UsageError(f"config '{path}' has {path.stat().st_size} bytes: a config has at most {LARGEST_CONFIG}")
-        found = _numbers(yaml.load(path.read_text(encoding="utf-8"), Loader=_loader()))
+        found = _numbers(yaml.load(read_plain(path, LARGEST_CONFIG).decode(), Loader=_loader()))
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"config '{path}' is not plain YAML ({' '.join(str(error).split())}): correct it") from None
     except OSError as error:

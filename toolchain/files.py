@@ -38,6 +38,22 @@ def replace_file(path: Path, data: bytes) -> None:
     _settle(path.parent)
 
 
+def read_plain(path: Path, most: int) -> bytes:
+    """The bytes of a file; ArtifactError where it has more than `most`, also while it grows, or is no plain file: a pipe waits for its writer, a device has no end."""
+    require_plain(path)
+    with path.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ArtifactError(f"'{path}' has more than {most:,} bytes: it is another kind of file, or still grows")
+    return content
+
+
+def require_plain(path: Path) -> None:
+    """ArtifactError where `path` is something else than a file: opening it could wait for ever."""
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"'{path}' is a folder, pipe, socket or device: give a file")
+
+
 def unwritten(path: Path, error: OSError) -> ToolchainError:
     """What to raise where `path` could not be written: exit code 1 where the disk took no more, 2 where the place is none to write to."""
     if error.errno in FULL:

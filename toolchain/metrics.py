@@ -13,9 +13,11 @@ from typing import Any, Union
 import msgspec
 
 from toolchain.errors import ArtifactError, UsageError
-from toolchain.files import replace_file, unwritten
+from toolchain.files import read_plain, replace_file, unwritten
 
 LINES, TABLE, EVENTS = "metrics.jsonl", "metrics.csv", "tensorboard"
+LARGEST = 2**28
+"""Bytes of metrics.jsonl: 100,000 epochs of a network with 100 layers."""
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -49,7 +51,7 @@ def best(lines: Sequence[Epoch]) -> Epoch:
 def read(path: Path, epochs: int) -> list[Epoch]:
     """The first `epochs` lines of metrics.jsonl; ArtifactError where they are not there."""
     try:
-        lines = [msgspec.json.decode(line, type=Epoch) for line in path.read_bytes().splitlines()]
+        lines = [msgspec.json.decode(line, type=Epoch) for line in read_plain(path, LARGEST).splitlines()]
     except (OSError, msgspec.DecodeError) as error:
         raise ArtifactError(f"'{path}' cannot be read ({error}): restore it, or start the run again without --resume") from None
     if len(lines) < epochs:
