@@ -27,5 +27,4 @@ __all__ = [
     "counts",
     "current",
     "describe",
-    "kind_of",
 ]
