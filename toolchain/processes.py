@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import deque
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +17,7 @@ from math import sqrt
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+from toolchain.endings import TERMINATED
 from toolchain.errors import ToolchainError, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ SPOKEN = "toolchain/spoken"
 
 PATIENCE = 5.0
 """Seconds that a process whose partners are gone waits for one of them to say why."""
+
+ASKED = "torchrun ended this training, since it was told to or another process of it was killed: see what it says, then go on with --resume"
 
 _LENT: deque[Any] = deque(maxlen=8)
 """The tensors last handed to the transport. Its threads let go of them a moment after the call has returned; were theirs the last hold, they would want the
@@ -202,20 +206,34 @@ def together(device: str) -> Iterator[None]:
         group.init_process_group("nccl" if cuda else "gloo")
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"the processes cannot find each other ({_first_line(error)}): start them all with torchrun") from None
+    lost: Exception | None = None
     try:
-        yield
-    except Exception as error:  # whatever it is, one process says it
-        gone = _partner_is_gone(error)
-        said = _said_by_another() if gone else not _claims()
-        if said:
-            raise SystemExit(error.exit_code if isinstance(error, ToolchainError) else 1) from None
-        if gone:
-            raise ToolchainError(f"another process of this training is gone ({_first_line(error)}): see what torchrun says of it") from None
+        try:
+            yield
+        except Exception as error:  # whatever it is, one process says it
+            if _partner_is_gone(error):
+                lost = error
+            said = not _claims() if lost is None else _said_by_another()
+            if said:
+                raise SystemExit(error.exit_code if isinstance(error, ToolchainError) else 1) from None
+            if lost is not None:
+                raise _left_alone(lost) from None
+            raise
+    except SystemExit as left:
+        # torchrun terminates those that outlive one that was killed, which could say nothing
+        if left.code == TERMINATED and _claims():
+            raise (ToolchainError(ASKED) if lost is None else _left_alone(lost)) from None
         raise
     finally:
         with contextlib.suppress(RuntimeError):
             group.destroy_process_group()
         _LENT.clear()
+
+
+def _left_alone(error: Exception) -> ToolchainError:
+    return ToolchainError(
+        f"another process of this training is gone ({_first_line(error)}): see what torchrun says of it, then go on with --resume"
+    )
 
 
 def _claims() -> bool:
@@ -255,4 +273,5 @@ def _partner_is_gone(error: Exception) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Without the place in the transport's source that gloo puts before it."""
+    return re.sub(r"^\[[^\]]*:\d+\] ", "", (str(error).splitlines() or [type(error).__name__])[0])

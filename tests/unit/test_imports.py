@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports from its own rank or below; `torch` marks the torch side, which imports nothing else of ours but what is named there.
 RANKS = [
     {"errors"},
-    {"ir", "native", "network", "files", "versions", "children", "shortage"},
+    {"ir", "native", "network", "files", "endings", "versions", "children", "shortage"},
     {"notation"},
     {"fixed", "limits", "metrics", "progress", "processes", "devices", "config", "data", "augment", "wiring", "planning", "shards"},
     {"artifact", "passes", "utilisation"},
@@ -41,7 +41,6 @@ RANKS = [
     {"comparison", "report", "sweep", "estimation"},
     {"compare", "verify", "tune", "exchange", "estimate", "tradeoff"},
     {"doctor"},
-    {"endings"},
     {"cli"},
     {"__main__"},
 ]
