@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from math import isfinite
@@ -154,7 +155,7 @@ def _loader() -> Any:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+            twice = next((name for name, count in Counter(names).items() if count > 1), None)
             if twice is not None:
                 raise yaml.YAMLError(f"'{twice}' is given twice")
             return super().construct_mapping(node, deep)

@@ -192,9 +192,11 @@ def _base(model: Union[str, os.PathLike[str], FeedbackSNN], dataset: object) -> 
         return config.resolve({}, {"model": "", **written}, where)
     if "model" not in written:
         raise UsageError(f"{where} names no model and describes no network: add 'model: mnist-fc' or a network section with a name")
+    if not isinstance(written["model"], str):
+        raise UsageError(f"{where} has a model that is no name: write it as 'model: mnist-fc'")
     training = written.get("train")
     named = training.get("dataset") if isinstance(training, Mapping) else None
-    return config.resolve(config.plain(_catalogued(str(written["model"]), dataset or named)), written, where)
+    return config.resolve(config.plain(_catalogued(written["model"], dataset or named)), written, where)
 
 
 def _catalogued(name: str, dataset: object) -> Config:
@@ -429,7 +431,10 @@ class _Run:
         optimizer.restore(self.optimizer, self.module, last.tensors, path)
         if "random" not in last.tensors:
             raise ArtifactError(f"'{path}' lacks the random state: start the run again without --resume")
-        self.generator.set_state(last.tensors["random"])
+        try:
+            self.generator.set_state(last.tensors["random"])
+        except (RuntimeError, TypeError) as error:
+            raise ArtifactError(f"'{path}' holds no random state of torch's ({error}): start the run again without --resume") from None
         self.method.restore(last.about.progress)
         self.lines = metrics.read(self.folder / metrics.LINES, last.about.epoch)
 
