@@ -33,9 +33,9 @@ Tag = Literal["simulated", "declared"]
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, its unit, whether it was `simulated` or rests on what was `declared`, and by whom."""
+    """A number (None: there is none), its unit, whether it was `simulated` or rests on what was `declared`, and by whom."""
 
-    value: float
+    value: float | None
     unit: str
     tag: Tag
     source: str
@@ -170,7 +170,7 @@ class Estimate:
             for connection in phase.connections
         ]
 
-    def _declared(self, joules: float, unit: str = "J a sample") -> dict[str, Any]:
+    def _declared(self, joules: float | None, unit: str = "J a sample") -> dict[str, Any]:
         return Figure(joules, unit, "declared", f"{self.prices.source}; counts: {self.counted}").to_json()
 
     def _spide(self) -> dict[str, Any]:
@@ -281,10 +281,10 @@ class Estimate:
         return table(["timing", *names], rows)
 
 
-def _beside(ratio: float, even: float, spikes: str) -> str:
+def _beside(ratio: float | None, even: float | None, spikes: str) -> str:
     """How a cost without spikes stands to the one with them."""
-    more = f"{ratio:.3g} times as much as with spikes"
-    if even == float("inf"):
+    more = "where spikes cost nothing" if ratio is None else f"{ratio:.3g} times as much as with spikes"
+    if even is None:
         return more
     return f"{more}; equal at {even:.3g} times the {spikes}" if even > 0 else f"{more}; the products alone cost more than that"
 

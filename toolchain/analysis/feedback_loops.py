@@ -149,7 +149,10 @@ def loops(graph: Graph) -> Loops:
     proves = len(couples) == len(around) and all(synapse.source in couples for synapse in trip if delayed(phase, synapse))
     if affordable < LEAST_ITERATIONS:
         return Loops(around, skipped=f"one trip takes {products:,} products, too large for the check")
-    value, iterations, converged = _largest(_Trip(graph, phase, trip), affordable)
+    found = _largest(_Trip(graph, phase, trip), affordable)
+    if found is None:
+        return Loops(around, skipped="one trip makes values that float32 does not hold")
+    value, iterations, converged = found
     return Loops(around, value, iterations, converged, proves)
 
 
@@ -258,9 +261,9 @@ def composition(graph: Graph, source: str, target: str, ops: tuple[ir.Op, ...], 
     return made if shift == 0 else lambda values: made(values) * 2.0**shift
 
 
-def _largest(trip: _Trip, iterations: int) -> tuple[float, int, bool]:
+def _largest(trip: _Trip, iterations: int) -> tuple[float, int, bool] | None:
     """(the largest singular value, iterations, whether it is within `TOLERANCE`), by Lanczos iteration on the adjoint of the map times the map; every new
-    direction is made orthogonal to all before."""
+    direction is made orthogonal to all before. None where a trip leaves float32."""
     import torch
 
     draw = np.random.default_rng(SEED)
@@ -272,6 +275,8 @@ def _largest(trip: _Trip, iterations: int) -> tuple[float, int, bool]:
     with torch.inference_mode():
         for count in range(1, min(iterations, trip.size) + 1):
             made = trip.transposed(trip.apply(directions[-1]))
+            if not np.isfinite(made).all():
+                return None
             diagonal.append(float(made @ directions[-1]))
             known = np.stack(directions)
             for _ in range(2):  # once leaves what rounding leaves

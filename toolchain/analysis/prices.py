@@ -69,13 +69,13 @@ class Inference:
         return self.macs + self.acs
 
     @property
-    def ratio(self) -> float:
-        """How many times as much it costs without spikes."""
+    def ratio(self) -> float | None:
+        """How many times as much it costs without spikes; None where spikes cost nothing."""
         return _ratio(self.without_spikes, self.forward)
 
     @property
-    def even(self) -> float:
-        """With so many times the spikes both would cost the same; 0 or less: even without one."""
+    def even(self) -> float | None:
+        """With so many times the spikes both would cost the same; 0 or less: even without one; None where there are none."""
         return _ratio(self.without_spikes - self.macs, self.acs)
 
 
@@ -99,19 +99,19 @@ class Training:
         return self.inference.forward + self.backward + self.update
 
     @property
-    def ratio(self) -> float:
-        """How many times as much it costs without spikes."""
+    def ratio(self) -> float | None:
+        """How many times as much it costs without spikes; None where spikes cost nothing."""
         return _ratio(self.without_spikes, self.total)
 
     @property
-    def even(self) -> float:
-        """With so many times the spikes in both phases both would cost the same."""
+    def even(self) -> float | None:
+        """With so many times the spikes in both phases both would cost the same; None where there are none."""
         spikes = self.inference.acs + self.acs
         return _ratio(self.without_spikes - (self.total - spikes), spikes)
 
 
-def _ratio(above: float, below: float) -> float:
-    return above / below if below else float("inf")
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None
 
 
 def connection_energy(connection: ConnectionCounts, cost: Prices) -> tuple[float, float]:
