@@ -58,6 +58,10 @@ def read(path: Path, epochs: int) -> list[Epoch]:
         raise ArtifactError(
             f"'{path}' has {len(lines)} epochs but the run has done {epochs}: restore it, or start the run again without --resume"
         )
+    numbers = [line.epoch for line in lines[:epochs]]
+    if numbers != list(range(1, epochs + 1)):
+        wrong = next(i for i, number in enumerate(numbers, 1) if number != i)
+        raise ArtifactError(f"'{path}' has epoch {numbers[wrong - 1]} in line {wrong}: restore it, or start the run again without --resume")
     return lines[:epochs]
 
 

@@ -267,7 +267,7 @@ def _begun_with(folder: Path) -> Config:
             raise UsageError(f"'{folder}' lacks {checkpoint.NAME}, its best weights: restore the file, or train again into another folder")
         return checkpoint.read(folder / LAST).about.config
     lines = folder / metrics.LINES
-    if (folder / CONFIG).exists() and lines.exists() and not lines.stat().st_size:  # ended in its first epoch
+    if (folder / CONFIG).exists() and lines.exists() and lines.read_bytes().count(b"\n") <= 1:  # ended in its first epoch
         return config.resolve({}, config.read(folder / CONFIG), f"config '{folder / CONFIG}'")
     raise UsageError(f"'{folder}' holds no {LAST} to resume from: start without --resume")
 
@@ -435,7 +435,14 @@ class _Run:
             self.generator.set_state(last.tensors["random"])
         except (RuntimeError, TypeError) as error:
             raise ArtifactError(f"'{path}' holds no random state of torch's ({error}): start the run again without --resume") from None
-        self.method.restore(last.about.progress)
+        learned = last.about.progress
+        if not all(1 / network.LARGEST <= learned.get(name, 1.0) <= network.LARGEST for name in self.method.state()) or (
+            "scale_factor" in self.method.state() and "scale_factor" not in learned
+        ):
+            raise ArtifactError(f"'{path}' holds no state of method {self.config.method} ({learned}): start the run again without --resume")
+        if last.about.epoch < 1:
+            raise ArtifactError(f"'{path}' is of epoch {last.about.epoch}, and epochs count from 1: start the run again without --resume")
+        self.method.restore(learned)
         self.lines = metrics.read(self.folder / metrics.LINES, last.about.epoch)
 
     def outcome(self, device: str) -> Outcome:
