@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 import sys
 from collections.abc import Iterator
 from html import escape
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-import msgspec
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-import toolchain
+sys.path.insert(0, str(Path(__file__).parent))  # a hook is loaded by its path
+
+import interface
 
 TOP = """# Python
 
@@ -24,17 +25,9 @@ pages were built.
 
 `Model` is a name of the catalogue, the path of a run folder, checkpoint or .fsnn file, a torch module (`toolchain.layers.FeedbackSNN`), or an `Artifact`. `Array` is a NumPy array. Whatever cannot be done raises a
 `toolchain.errors.ToolchainError`; its `exit_code` is the command's.
-"""
 
-MORE = {
-    "Data sets": ("toolchain.data", ("load", "hold_out", "Dataset")),
-    "A network as data": (
-        "toolchain.network",
-        ("Network", "Neuron", "Linear", "Conv2d", "ConvTranspose2d", "AvgPool2d", "Feedback", "Spectral", "Frobenius", "Normalization"),
-    ),
-    "Targets": ("toolchain.target", ("get", "names", "Target", "Executable", "Result", "History")),
-}
-"""Beside the functions of `toolchain`: what a script needs, section by section."""
+What stands here is the public interface, all of it: the rest of the package may change with any version ([Versions](versions.md)).
+"""
 
 LISTED = re.compile(r"^`?(\w+(?:(?:, | and )\w+)*)`? {2,}(\S.*)$")
 """A docstring's line `name   what it is`."""
@@ -47,25 +40,39 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def page() -> str:
     parts = [TOP.strip()]
-    told: set[type] = set()
-    for name in toolchain.__all__:
-        found = getattr(toolchain, name)
-        if callable(found):
-            parts.append(_function(f"toolchain.{name}", name, found, 2))
-            returned = _returned(found)
+    told: set[Any] = set()
+    for title, modules in interface.PUBLIC.items():
+        if title != "Commands":
+            parts.append(f"## {title}")
+        for module in modules:
+            if len(modules) > 1 or title != "Commands":
+                needs = interface.OPTIONAL.get(module, ())
+                parts.append(f"### {module} {{#{module.replace('.', '-')}}}" + (f"\n\nNeeds {' and '.join(needs)}." if needs else ""))
+            parts += _module(module, 2 if title == "Commands" else 4, told)
+    return "\n\n".join(parts) + "\n"
+
+
+def _module(module: str, depth: int, told: set[Any]) -> Iterator[str]:
+    plain = []
+    for name in interface.names(module):
+        found = getattr(import_module(module), name)
+        where = "" if depth == 2 else f"{module.removeprefix('toolchain.')}."
+        if interface.is_class(found):
+            if found in told:
+                plain.append(f"`{name}`, of `{found.__module__}`")
+            else:
+                told.add(found)
+                yield _class(found, depth)
+        elif interface.is_function(found):
+            yield _function(f"{where or 'toolchain.'}{name}", f"{where.replace('.', '-')}{name}", found, depth)
+            returned = interface.returned(found) if depth == 2 else None
             if returned is not None and returned not in told:
                 told.add(returned)
-                parts.append(_class(returned, 3))
-    for title, (module, names) in MORE.items():
-        parts.append(f"## {title}\n\nIn `{module}`.")
-        for name in names:
-            found = getattr(import_module(module), name)
-            parts.append(
-                _class(found, 3)
-                if inspect.isclass(found)
-                else _function(f"{module.removeprefix('toolchain.')}.{name}", f"{title.split()[0].lower()}-{name}", found, 3)
-            )
-    return "\n\n".join(parts) + "\n"
+                yield _class(returned, depth + 1)
+        else:
+            plain.append(f"`{name}` = {found}" if isinstance(found, (int, float, str)) else f"`{name}`")
+    if plain:
+        yield f"Also in `{module}`: " + ", ".join(plain) + "."
 
 
 def _function(shown: str, anchor: str, function: Any, depth: int) -> str:
@@ -73,35 +80,9 @@ def _function(shown: str, anchor: str, function: Any, depth: int) -> str:
 
 
 def _signature(shown: str, function: Any) -> str:
-    signature = inspect.signature(function)
-    written, starred = [], False
-    for parameter in signature.parameters.values():
-        if parameter.name == "self":
-            continue
-        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
-            written.append("*")
-            starred = True
-        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-        written.append(f"{stars}{parameter.name}{_typed(parameter.annotation, ': ')}{default}")
-    end = _typed(signature.return_annotation, " -> ")
+    written, end = interface.parameters(function)
     line = f"{shown}({', '.join(written)}){end}"
     return line if len(line) <= 80 else f"{shown}(\n" + "".join(f"    {part},\n" for part in written) + f"){end}"
-
-
-def _typed(annotation: Any, before: str) -> str:
-    if annotation is inspect.Parameter.empty:
-        return ""
-    return before + (annotation if isinstance(annotation, str) else inspect.formatannotation(annotation))
-
-
-def _returned(function: Any) -> type | None:
-    """The class of ours that a function returns; it may be imported for type checkers only, so it is looked for in the modules that are loaded."""
-    name = str(inspect.signature(function).return_annotation).strip("'")
-    own = getattr(sys.modules[function.__module__], name, None)
-    elsewhere = (vars(module).get(name) for key, module in sorted(sys.modules.items()) if key.startswith("toolchain."))
-    found = next((kind for kind in (own, *elsewhere) if inspect.isclass(kind)), None)
-    return found if found is not None and found.__module__.startswith("toolchain.") else None
 
 
 def _class(kind: type, depth: int) -> str:
@@ -111,26 +92,15 @@ def _class(kind: type, depth: int) -> str:
 
 
 def _fields(kind: type) -> str:
-    """Names, types and defaults, as they would be written."""
-    lines = []
-    if dataclasses.is_dataclass(kind):
-        for field in dataclasses.fields(kind):
-            default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
-            lines.append(f"{field.name}{_typed(field.type, ': ')}{default}")
-    elif issubclass(kind, msgspec.Struct):
-        lines = [f"{f.name}{'' if f.default is msgspec.NODEFAULT else f' = {f.default!r}'}" for f in msgspec.structs.fields(kind)]
+    lines = interface.fields(kind)
     return "```python\n" + "\n".join(lines) + "\n```" if lines else ""
 
 
 def _members(kind: type) -> Iterator[tuple[str, str]]:
     """Public properties and methods that have something to say."""
-    for name, member in vars(kind).items():
-        if name.startswith("_"):
-            continue
-        if isinstance(member, property) and member.__doc__:
-            yield name, member.__doc__
-        elif inspect.isfunction(member) and member.__doc__:
-            yield _signature(name, member), member.__doc__
+    for name, member in interface.members(kind):
+        if member.__doc__:
+            yield (name if isinstance(member, property) else _signature(name, getattr(kind, name))), member.__doc__
 
 
 def _prose(doc: str | None, indent: str = "") -> str:
