@@ -493,7 +493,7 @@ def elsewhere(path):
         (field("IF", "metadata/fsnn", lambda _: "{"), "is not that of its network"),
         (field("Affine", "bias", lambda v: v + 1), "is not that of its network|digest|sha256"),
         (field("Affine", "weight", lambda v: v * np.nan), "does not hold tensor"),
-        (field("Affine", "weight", lambda v: v + 1j), "holds values of type complex"),
+        (field("Affine", "weight", lambda v: v + 1j), "neither real numbers nor texts"),
         (fewer_edges, "is not that of its network"),
         (one_edge_more, "its edges are not those of its network"),
         (one_node_more, "is not that of its network"),
