@@ -114,7 +114,7 @@ def _parse_idx(stream: BinaryIO, dimensions: int, path: Path) -> npt.NDArray[np.
     shape = tuple(int.from_bytes(header[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
     size = prod(shape)
     if not 1 <= size <= LARGEST_FILE:
-        raise ArtifactError(f"'{path}' claims {' x '.join(map(str, shape))} values: an IDX file here holds 1 to {LARGEST_FILE}")
+        raise ArtifactError(f"'{path}' claims {' x '.join(map(str, shape))} values: an IDX file here holds 1 to {LARGEST_FILE}: restore the file")
     content = stream.read(size + 1)
     if len(content) != size:
         raise ArtifactError(
