@@ -19,6 +19,9 @@ from toolchain.errors import GraphError, UsageError
 from toolchain.ir import Array, Drive, Graph, Op, Phase, Scale, Synapse, adjoint, weight_of
 from toolchain.target import Result
 
+LARGEST_ERROR = 1e24
+"""Errors stay below this, in the model's unit: times the largest scale of a graph they are still far from the end of float32."""
+
 
 def encode_input(graph: Graph, inputs: Array) -> Array:
     """Inputs in [0, 1] of shape (samples, *input shape), events with time last, as the graph's input values: float64, or whole numbers 0 .. scale
@@ -64,14 +67,16 @@ def _in_steps(graph: Graph, array: Array) -> Array:
 
 
 def _numbers(values: Array, what: str) -> Array:
-    """`values` as an array of real numbers."""
+    """`values` as an array of real numbers, of a type that torch has too."""
     try:
         array = np.asarray(values)
     except ValueError:
         raise UsageError(f"{what} is ragged: give samples of one shape") from None
     if array.dtype.kind not in "biuf":
         raise UsageError(f"{what} holds values of type {array.dtype}: give real numbers")
-    return array
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # 80 or 128 bits
+        return array.astype(np.float64)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _require_samples(array: Array) -> None:
@@ -113,7 +118,7 @@ def _fits(graph: Graph, drive: Drive) -> bool:
 
 
 def check_error(graph: Graph, error: Array) -> Array:
-    """`error` as (samples, *shape of the driven population); UsageError where the size is wrong or a value is not finite."""
+    """`error` as (samples, *shape of the driven population); UsageError where the size is wrong, or a value is not finite or beyond `LARGEST_ERROR`."""
     array = _numbers(error, "the error")
     population = graph.population(error_drive(graph).population)
     if array.ndim < 2 or prod(array.shape[1:]) != prod(population.shape):
@@ -123,6 +128,9 @@ def check_error(graph: Graph, error: Array) -> Array:
     _require_samples(array)
     if not np.isfinite(array).all():
         raise UsageError("the error holds NaN or infinite values: check the loss")
+    largest = float(np.abs(array).max())
+    if largest > LARGEST_ERROR:
+        raise UsageError(f"the error reaches {largest:.3g} and may be at most {LARGEST_ERROR:g}: lower the scale factor")
     return array.reshape(len(array), *population.shape)
 
 
@@ -216,10 +224,13 @@ def output_error(graph: Graph, forward: Result, labels: Array, gain: float | Non
 def logit_error(graph: Graph, forward: Result, labels: Array) -> npt.NDArray[np.float64]:
     """d(mean cross entropy)/d(logits), (samples, classes)."""
     scores = logits(graph, forward)
-    whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (len(scores),)
-    if not whole or labels.min() < 0 or labels.max() >= scores.shape[1]:
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(scores),):
         raise UsageError(
             f"labels must be {len(scores)} whole numbers from 0 to {scores.shape[1] - 1}, one a sample: these have type {labels.dtype}, shape {labels.shape}"
+        )
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise UsageError(
+            f"labels must be {len(scores)} whole numbers from 0 to {scores.shape[1] - 1}, and these reach from {labels.min()} to {labels.max()}: give those of a data set with {scores.shape[1]} classes"
         )
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     softmax = shifted / shifted.sum(axis=1, keepdims=True)

@@ -59,7 +59,7 @@ def lower(model: FeedbackSNN) -> Graph:
     reason = not_compiled(model)
     if reason is not None:
         raise GraphError(reason)
-    _require_finite(model)
+    require_finite(model)
     layers = [f"hidden{layer + 1}" for layer in range(model.layers)]
     shapes = model.layer_shapes()
     found = {name: _connection(model, name, source, module) for name, (source, _, module) in model.connections().items()}
@@ -161,7 +161,8 @@ def _convolves(part: nn.Module) -> bool:
     return isinstance(_weighing(part), (nn.Conv2d, nn.ConvTranspose2d))
 
 
-def _require_finite(model: FeedbackSNN) -> None:
+def require_finite(model: FeedbackSNN) -> None:
+    """GraphError names a weight that holds NaN or infinite values."""
     for name, value in model.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             raise GraphError(

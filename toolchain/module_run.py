@@ -140,9 +140,10 @@ def _held(graph: Graph, scores: Array) -> Array:
 
 
 def outline(module: FeedbackSNN) -> Graph:
-    """Populations and dynamics of a network that has no graph, without its connections: enough to read what a run of the module found."""
-    from toolchain.lower import takes_events
+    """Populations and dynamics of a network that has no graph, without its connections: enough to read what a run of the module found. Its weights must be finite all the same."""
+    from toolchain.lower import require_finite, takes_events
 
+    require_finite(module)
     names = [f"hidden{layer + 1}" for layer in range(module.layers)]
     kinds = ["linear" if layer in module.relays else "couple" for layer in range(module.layers)]
     populations = (
