@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-slow test-core: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-core lint types docs sanitize fuzz endurance peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
+.PHONY: help demo test test-slow test-core lint types docs sanitize fuzz endurance endurance-training peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -43,6 +43,9 @@ fuzz: $(VENV)/ready  ## 200,000 mutated and drawn files through every reader, in
 
 endurance: $(VENV)/ready  ## whether Lava runs always end and leave nothing: 200 in one process, 60 ended at random moments
 	$(VENV)/bin/python benchmarks/endurance.py
+
+endurance-training: $(VENV)/ready  ## whether training runs that are killed at random moments resume to the same files, bit for bit: 100 and more
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/endurance_training.py
 
 peers: $(PEERS)/ready  ## the simulators that `make bench` compares with, SpikingJelly and snnTorch, on a Python 3.11 or newer of their own
 

@@ -86,7 +86,7 @@ def test_make_without_a_goal_lists_every_goal():
         "bench-learning",
         "bench-netx",
     ]
-    assert listed == ["help", "demo", "test", "test-slow", "test-core", "lint", "types", "docs", "sanitize", "fuzz", "endurance", "peers", *benchmarks]
+    assert listed == ["help", "demo", "test", "test-slow", "test-core", "lint", "types", "docs", "sanitize", "fuzz", "endurance", "endurance-training", "peers", *benchmarks]
 
 
 @pytest.fixture
