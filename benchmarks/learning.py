@@ -29,7 +29,7 @@ from toolchain import data, models
 from toolchain.errors import ToolchainError, UsageError
 from toolchain.files import replace_file
 from toolchain.layers import FeedbackSNN, build, describe
-from toolchain.learn import decayed, order_of
+from toolchain.lesson import decayed, order_of
 from toolchain.methods import spide
 from toolchain.notation import table
 from toolchain.report.curves import Arm, curves

@@ -303,6 +303,7 @@ def deploy(
         device=device,
         fallback=fallback,
         predictions=predictions,
+        resume=resume,
         data_dir=data_dir,
     )
     _print(outcome, json)
@@ -342,6 +343,7 @@ def compare(
         fallback=fallback,
         data_dir=data_dir,
         budget_samples=budget_samples,
+        resume=resume,
     )
     _print(outcome, json)
     if not outcome.passed:
@@ -461,6 +463,7 @@ def learn(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", parser=_path, metavar="RUN", help="A folder for the learned network and its curve.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run folder stopped.")] = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
@@ -483,6 +486,7 @@ def learn(
         test_samples=test_samples,
         fallback=fallback,
         output=output,
+        resume=resume,
         data_dir=data_dir,
     )
     _print(outcome, json)

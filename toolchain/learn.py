@@ -9,73 +9,34 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from math import cos, isfinite, pi, prod
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from toolchain import artifact, codec, config, data, fixed, plasticity
+from toolchain import artifact, codec, config, data, fixed, plasticity, shortage
 from toolchain.compiler import assembled, executable, lowered
 from toolchain.deploy import Options, available, device_of, sample_shape
 from toolchain.errors import ToolchainError, UsageError, unknown
-from toolchain.files import ready_folder, replace_file
+from toolchain.files import held, replace_file
 from toolchain.ir import Array, Graph, Rounding
-from toolchain.network import CLIPPED_FROM
+from toolchain.lesson import STATE, Diverged, Epoch, Kept, Learner, Lesson, Rule, digest, sentence
 from toolchain.passes import Adjoint, Fold, Inject, Partition, Pipeline, Quantize, Retime
 from toolchain.plasticity import Plastic
-from toolchain.progress import say, track
+from toolchain.progress import say
 from toolchain.source import LEARNED, Model, Source, find
 from toolchain.target import Executable, Result, Target
 from toolchain.versions import versions
 
 METRICS = "metrics.jsonl"
+FILES = (LEARNED, METRICS, STATE)
 WEIGHTS = ("float", "int8")
 FULL = 0.99
 """Of a power of two: pixels have 255 levels and not 256, which must not cost their weights a bit."""
-
-EVALUATED = 512
-"""Samples that are classified at a time."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What `--set learn.NAME=VALUE` sets.
-
-    lr             learning rate of every connection: gradient descent without momentum
-    schedule       "cosine": from lr down to 0 over the whole run, "constant": lr throughout
-    readout_lr     that of the readout; None: the same
-    scale_factor   what the loss is multiplied by in the feedback phase; None: the number of samples in a batch
-    reach          largest weight in thresholds that 8-bit mantissas make room for, if the first weights are not larger
-    start          where weights come from: "random" (drawn from the seed), "model" (those it has), None: random for a name of the catalogue
-    """
-
-    lr: float = 1.0
-    schedule: str = "cosine"
-    readout_lr: float | None = None
-    scale_factor: float | None = None
-    reach: float = 2.0
-    start: str | None = None
-
-
-class Epoch(msgspec.Struct, frozen=True):
-    """A line of metrics.jsonl: epoch 0 is before the first update. Means over the epoch's batches; `test_accuracy` on the test samples after it."""
-
-    epoch: int
-    updates: int
-    test_accuracy: float
-    loss: float | None = None
-    accuracy: float | None = None
-    forward_rate: float | None = None
-    feedback_rate: float | None = None
-    clipped: float | None = None
-    silent: float | None = None
-    saturations: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,32 +87,7 @@ class Learned:
             f"{self.samples_per_second:,.0f} samples/s, start-up {self.startup_seconds:.2f} s"
         )
         kept = [] if self.run is None else [f"the network is in {self.run}/{LEARNED}"]
-        return "\n".join([began, *(_sentence(line) for line in self.curve), ended, *kept])
-
-
-def _sentence(line: Epoch) -> str:
-    if line.loss is None or line.accuracy is None:
-        return f"before: {line.test_accuracy:.2%} of the test samples"
-    loss = f"{line.loss:.4f}" if line.loss < 1e4 else f"{line.loss:.3g}"
-    said = f"epoch {line.epoch}: loss {loss}, {line.accuracy:.2%} of its samples, {line.test_accuracy:.2%} of the test samples"
-    if line.feedback_rate is not None and line.clipped is not None and line.silent is not None:
-        said += f", firing rates {line.forward_rate:.3f} forward and {line.feedback_rate:.4f} feedback, {line.clipped:.2%} of couples clipped, {line.silent:.1%} silent"
-    return f"{said}, {line.seconds:.1f} s"
-
-
-class Learner(AbstractContextManager["Learner"], Protocol):
-    """A network on a target whose weights change there. `graph` holds the weights it has now."""
-
-    graph: Graph
-
-    def forward(self, images: Array) -> Result:
-        """The forward phase of any number of samples."""
-
-    def update(self, error: Array, message: Array, rates: Mapping[int, float], number: int) -> Result:
-        """The feedback phase of the samples of the forward run before, at most a batch, driven by `error`, and then update `number` by the tensors' rates."""
-
-    def set_bias(self, tensors: Mapping[str, Array]) -> None:
-        """Change what the host keeps: a readout's bias."""
+        return "\n".join([began, *(sentence(line) for line in self.curve), ended, *kept])
 
 
 @runtime_checkable
@@ -177,18 +113,21 @@ def learn(
     test_samples: int | None = None,
     fallback: str | None = None,
     output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Learned:
     """Train `model` on `target` by SPIDE's local rule, on the first `samples` training samples of `dataset`, and test it after each epoch.
 
     A name of the catalogue starts from random weights, drawn from `seed`, anything else from the weights it has (`learn.start` chooses). `weights`
     are "float" (targets lava-sim, reference, torch) or "int8" (lava-sim, reference, sim): mantissas of 8 bits, of biases 13, rounded at random, of
-    which no finer copy is kept. `settings` are `learn.NAME=VALUE`, see `Rule`. `output` names a folder that gets the learned network and metrics.jsonl, after every epoch. Raises UsageError for
-    a bad option, GraphError and DesignRuleError where the network cannot learn or does not fit.
+    which no finer copy is kept. `settings` are `learn.NAME=VALUE`, see `Rule`. `output` names a folder that gets the learned network and metrics.jsonl, after every epoch, and all that
+    `resume` needs to go on where the run ended, however it did, with the same settings and to the same result, bit for bit. Raises UsageError for a bad option,
+    GraphError and DesignRuleError where the network cannot learn or does not fit, ToolchainError where the target fails: it says what was done and what is kept.
     """
     rule = _rule(settings)
     _require(epochs, batch, weights, hidden_only, readout_only, seed)
-    folder = None if output is None else _new(Path(output))
+    folder = None if output is None else Path(output)
+    _require_folder(folder, resume=resume)
     source, start = _started_from(model, rule, seed)
     chosen = _configured(available(target, fallback), weights)
     time_steps, size = sample_shape(source, dataset)
@@ -198,24 +137,56 @@ def learn(
     _require_fitting(source, train)
     stages = _stages(source, rule, weights, feedback=not readout_only)
     found = plasticity.plastics(stages.graph, hidden=not readout_only, readout=not hidden_only)
-    lesson = _Lesson(rule, found, batch, seed)
-    if folder is not None:
-        ready_folder(folder)
+    part = "the readout" if readout_only else "the hidden connections" if hidden_only else "all connections"
+    lesson = Lesson(rule, found, stages.graph, len(train), epochs, batch, seed)
+    terms = {
+        "model": source.name,
+        "first weights (sha256)": digest(stages.adjoint.tensors),
+        "target": chosen.name,
+        "dataset": dataset,
+        "samples": len(train),
+        "labels (sha256)": digest({"train": train.labels, "test": test.labels}),
+        "epochs": epochs,
+        "batch": batch,
+        "seed": seed,
+        "weights": weights,
+        "what learns": part,
+        **{f"learn.{name}": getattr(rule, name) for name in Rule.__dataclass_fields__},
+    }
+    kept = Kept(folder, lesson, terms)
+
+    def told(line: Epoch) -> None:
+        if line.epoch:
+            say(f"toolchain: {sentence(line)}")
+        if line.epoch == 1:
+            _say_what_rests(found, stages.graph, learner.graph, silent=line.silent == 1 and not readout_only)
+        if line.epoch and folder is not None:
+            note = f"learned on {chosen.name}, {lesson.sentence(train, weights)}"
+            _write(folder, stages, learner.graph, found, note, lesson.curve, warn=line.epoch == epochs)
+        kept.now()
+
     began = time.perf_counter()
-    with _learner(chosen, stages.graph, found, min(batch, len(train)), seed) as learner:
-        ready = time.perf_counter()
-        curve: list[Epoch] = []
-        for line in lesson.epochs(learner, train, test, epochs):
-            curve.append(line)
-            if line.epoch == 0:
-                continue
-            say(f"toolchain: {_sentence(line)}")
-            if line.epoch == 1:
-                _say_what_rests(found, stages.graph, learner.graph, silent=line.silent == 1 and not readout_only)
-            if folder is not None:
-                note = f"learned on {chosen.name}, {lesson.sentence(train, weights)}"
-                _write(folder, stages, learner.graph, found, note, curve, warn=line.epoch == epochs)
-        graph = learner.graph
+    with nullcontext() if folder is None else held(folder, FILES):
+        _require_folder(folder, resume=resume)  # again: another run may have been here before the folder was ours
+        if resume:
+            assert folder is not None  # as _require_folder says
+            kept.restore()
+            _require_whole(folder, lesson)
+        else:
+            kept.now()
+        first = plasticity.with_tensors(stages.graph, lesson.done.tensors)
+        try:
+            with _learner(chosen, first, found, min(batch, len(train)), seed) as learner:
+                ready = time.perf_counter()
+                lesson.run(learner, train, test, kept.when_due, told)
+                graph = learner.graph
+        except BaseException as error:
+            kept.at_last()
+            failed = _failed(error, kept)
+            if failed is None:
+                raise
+            raise failed from error
+    curve = lesson.curve
     seconds = sum(line.seconds for line in curve)
     floats = _in_floats(found, graph)
     return Learned(
@@ -229,7 +200,7 @@ def learn(
         batch=batch,
         seed=seed,
         weights=weights,
-        learned="the readout" if readout_only else "the hidden connections" if hidden_only else "all connections",
+        learned=part,
         start=start,
         lr=rule.lr,
         schedule=rule.schedule,
@@ -304,12 +275,39 @@ def _require_fitting(source: Source, train: data.Dataset) -> None:
         )
 
 
-def _new(path: Path) -> Path:
-    """A folder without a run; nothing is made yet."""
-    for name in (LEARNED, METRICS):
-        if (path / name).exists():
-            raise UsageError(f"'{path}' already holds a run ({name}): choose another folder")
-    return path
+def _require_folder(folder: Path | None, *, resume: bool) -> None:
+    """A folder without a run, or to resume one with a run; nothing is made yet."""
+    if folder is None:
+        if resume:
+            raise UsageError("--resume goes on with a run folder: name it with -o RUN")
+        return
+    if resume and not (folder / STATE).exists():
+        raise UsageError(f"'{folder}' holds no {STATE} to resume from: start without --resume")
+    for name in () if resume else FILES:
+        if (folder / name).exists():
+            raise UsageError(f"'{folder}' already holds a run ({name}): go on with --resume, or choose another folder")
+
+
+def _require_whole(folder: Path, lesson: Lesson) -> None:
+    """UsageError where a run folder lacks what its whole epochs have left."""
+    for name in FILES:
+        if len(lesson.curve) > 1 and not (folder / name).exists():
+            raise UsageError(f"'{folder}' lacks {name}: restore the file, or learn again into another folder")
+
+
+def _failed(error: BaseException, kept: Kept) -> ToolchainError | None:
+    """What happened, with what was done and what is kept; None for an error that going on would meet again, or that is the user's."""
+    missing = shortage.found(error)
+    if missing is not None:
+        said = f"learning {missing.sentence}: {missing.remedy(['--batch', '--samples'])}"
+    elif isinstance(error, ToolchainError) and error.exit_code == ToolchainError.exit_code and not isinstance(error, Diverged):
+        said = str(error)
+    else:
+        return None
+    done, planned = kept.lesson.updates, kept.lesson.planned
+    if kept.folder is None:
+        return ToolchainError(f"{said} ({done:,} of {planned:,} updates were done, and are lost: give -o RUN to keep them)")
+    return ToolchainError(f"{said} ('{kept.folder}' holds {kept.updates:,} of {planned:,} updates: --resume goes on from there)")
 
 
 def _started_from(model: Model, rule: Rule, seed: int) -> tuple[Source, str]:
@@ -400,116 +398,6 @@ def in_integers(graph: Graph, reach: float) -> Graph:
 
 def _with_provenance(graph: Graph, **changes: Any) -> Graph:
     return msgspec.structs.replace(graph, provenance=msgspec.structs.replace(graph.provenance, **changes))
-
-
-class _Lesson:
-    """Batches in the order that the seed gives, and what is done with each."""
-
-    def __init__(self, rule: Rule, plastics: Sequence[Plastic], batch: int, seed: int) -> None:
-        self.rule, self.plastics, self.batch, self.seed = rule, plastics, batch, seed
-        self.updates = 0
-        self.planned = 0
-        """Updates of the whole run"""
-
-    def sentence(self, train: data.Dataset, weights: str) -> str:
-        """What has been done so far."""
-        return f"{weights} weights: {self.updates:,} updates by {len(train):,} samples of {train.name}, seed {self.seed}"
-
-    def scale_factor(self, samples: int) -> float:
-        return float(samples) if self.rule.scale_factor is None else self.rule.scale_factor
-
-    def epochs(self, learner: Learner, train: data.Dataset, test: data.Dataset, epochs: int) -> Iterator[Epoch]:
-        self.planned = epochs * -(-len(train) // self.batch)
-        began = time.perf_counter()
-        before = _accuracy(learner, test)
-        yield Epoch(epoch=0, updates=0, test_accuracy=before, seconds=time.perf_counter() - began)
-        for epoch in range(1, epochs + 1):
-            began = time.perf_counter()
-            order = order_of(len(train), self.seed, epoch)
-            starts = range(0, len(train), self.batch)
-            seen = []
-            for first in track(starts, f"epoch {epoch}/{epochs}", len(starts)):
-                rows = order[first : first + self.batch]
-                seen.append(self._batch(learner, train.images[rows], np.asarray(train.labels[rows], np.int64)))
-            accuracy = _accuracy(learner, test)
-            yield self._line(epoch, seen, accuracy, time.perf_counter() - began)
-
-    def _batch(self, learner: Learner, images: Array, labels: Array) -> dict[str, float]:
-        """Both phases of a batch, and an update: every number that the update needs comes from the target."""
-        graph, samples = learner.graph, len(labels)
-        forward = learner.forward(images)
-        gain = self.scale_factor(samples)
-        scores = codec.logits(graph, forward)
-        error = codec.output_error(graph, forward, labels, gain)
-        message = plasticity.error_message(graph, forward, labels)
-        share = samples / self.batch * self._decayed()  # what is left over from full batches moves the weights as little as it is
-        rates = {p.number: plasticity.rate(p, share * self._lr(p), gain, samples) for p in self.plastics}
-        back = learner.update(error, message, {p.number: rates[p.number] for p in self.plastics if not p.on_host}, self.updates)
-        on_host = [p for p in self.plastics if p.on_host]
-        learner.set_bias(
-            {
-                p.tensor: plasticity.changed(
-                    p,
-                    learner.graph.tensors[p.tensor],
-                    plasticity.correlation(graph, p, message, message),
-                    rates[p.number],
-                    self.seed,
-                    self.updates,
-                )
-                for p in on_host
-            }
-        )
-        self.updates += 1
-        loss = codec.cross_entropy(scores, labels)
-        if not isfinite(loss):
-            raise ToolchainError(f"the loss is {loss} at update {self.updates}: lower learn.lr (it is {self.rule.lr:g})")
-        return {"loss": loss, "accuracy": float((scores.argmax(axis=1) == labels).mean()), **_seen(graph, forward, back)}
-
-    def _decayed(self) -> float:
-        """What is left of the learning rate at this update."""
-        return decayed(self.rule.schedule, self.updates, self.planned)
-
-    def _lr(self, plastic: Plastic) -> float:
-        return self.rule.lr if self.rule.readout_lr is None or not plastic.taught else self.rule.readout_lr
-
-    def _line(self, epoch: int, seen: list[dict[str, float]], accuracy: float, seconds: float) -> Epoch:
-        mean = {name: float(np.mean([batch[name] for batch in seen])) for name in seen[0]}
-        mean["saturations"] = sum(int(batch["saturations"]) for batch in seen)
-        return Epoch(epoch=epoch, updates=self.updates, test_accuracy=accuracy, seconds=seconds, **mean)  # type: ignore[arg-type]
-
-
-def order_of(samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The order in which an epoch, from 1, takes its samples."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
-
-
-def decayed(schedule: str, update: int, updates: int) -> float:
-    """The share of the learning rate that update number `update`, from 0, of `updates` has."""
-    return 1.0 if schedule == "constant" else (1 + cos(pi * update / updates)) / 2
-
-
-def _seen(graph: Graph, forward: Result, back: Result) -> dict[str, float]:
-    couples = [population.name for population in graph.of_kind("couple")]
-    rates = {name: np.abs(codec.rates(graph, back, name)) for name in couples}
-    return {
-        "forward_rate": _mean([codec.rates(graph, forward, name) for name in couples]),
-        "feedback_rate": _mean([back.activity[name] / back.time_steps for name in couples]),
-        "clipped": _mean([rate >= CLIPPED_FROM for rate in rates.values()]),
-        "silent": _mean([back.activity[name] == 0 for name in couples]),
-        "saturations": sum(int(s.sum()) for result in (forward, back) for s in result.saturations.values()),
-    }
-
-
-def _mean(parts: Sequence[Array]) -> float:
-    return float(np.concatenate([np.asarray(part, np.float64).ravel() for part in parts]).mean())
-
-
-def _accuracy(learner: Learner, test: data.Dataset) -> float:
-    correct = 0
-    for first in range(0, len(test), EVALUATED):
-        scores = codec.logits(learner.graph, learner.forward(np.asarray(test.images[first : first + EVALUATED])))
-        correct += int((scores.argmax(axis=1) == test.labels[first : first + EVALUATED]).sum())
-    return correct / len(test)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class LearningRun(Run):
-    """An executable whose feedback phase can end in an update (`toolchain.learn.Learner`); `target.batch` is the largest batch that learns together."""
+    """An executable whose feedback phase can end in an update (`toolchain.lesson.Learner`); `target.batch` is the largest batch that learns together."""
 
     def __init__(self, graph: Graph, target: LavaSim, plastics: Sequence[Plastic], seed: int) -> None:
         self._lesson = Lesson(len(plastics), seed)

@@ -15,7 +15,8 @@ import toolchain
 from toolchain import artifact, data, models, plasticity
 from toolchain.errors import GraphError, UsageError
 from toolchain.layers import FeedbackSNN, Neuron
-from toolchain.learn import Learned, order_of
+from toolchain.learn import Learned
+from toolchain.lesson import order_of
 from toolchain.methods import spide
 
 lava = pytest.mark.lava
@@ -152,7 +153,7 @@ def test_what_was_learned_is_kept_and_runs(weights: str, tmp_path: Path) -> None
 
 
 def test_a_run_that_is_stopped_keeps_its_last_whole_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = sys.modules["toolchain.learn"]._accuracy
+    whole = sys.modules["toolchain.lesson"]._accuracy
     called: list[float] = []
 
     def stopping(learner: object, test: object) -> float:
@@ -161,7 +162,7 @@ def test_a_run_that_is_stopped_keeps_its_last_whole_epoch(tmp_path: Path, monkey
         called.append(whole(learner, test))
         return called[-1]
 
-    monkeypatch.setattr(sys.modules["toolchain.learn"], "_accuracy", stopping)
+    monkeypatch.setattr(sys.modules["toolchain.lesson"], "_accuracy", stopping)
     with pytest.raises(KeyboardInterrupt):
         learned("sim", output=tmp_path / "run", epochs=3)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

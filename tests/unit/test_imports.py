@@ -37,6 +37,7 @@ RANKS = [
     {"compiler", "inspection"},
     {"module_run"},
     {"deploy"},
+    {"lesson"},
     {"feedback", "learn"},
     {"comparison", "report", "sweep", "estimation"},
     {"compare", "verify", "tune", "exchange", "estimate", "tradeoff"},
