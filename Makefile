@@ -2,16 +2,22 @@
 VENV := .venv
 CORE := .venv-core
 PEERS := .venv-peers
+OLDEST := .venv-oldest
+MIDDLE := .venv-312
+NEWEST := .venv-newest
+AUDIT := .venv-audit
 PINS := pyproject.toml $(wildcard constraints/py3*.txt) .ci/make-venv
+# what other versions of Python, NumPy and torch can break; the pages and the packages are tested by `make test`
+CODE := tests/unit tests/property tests/golden tests/targets tests/cli tests/docs/test_house.py
 # two workers with a thread each; a file's tests stay with one worker
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
-test test-slow test-core: export OMP_NUM_THREADS := 1
+test test-slow test-core test-oldest test-312 test-newest: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-core lint types docs sanitize fuzz endurance endurance-training peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
+.PHONY: help demo test test-slow test-core test-oldest test-312 test-newest lint types audit docs sanitize fuzz endurance endurance-training peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
 
 help:  ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
 
 demo: $(VENV)/ready  ## set up, then run mnist-fc on PyTorch, the simulator and Lava, and write out/report
 	$(VENV)/bin/toolchain compare mnist-fc --targets torch,sim,lava-sim --fallback sim --report out/report
@@ -25,12 +31,24 @@ test-slow: $(VENV)/ready  ## the tests that take long: planted faults, kills, la
 test-core: $(CORE)/ready  ## the same tests on Python 3.11 or newer, without Lava
 	$(CORE)/bin/python $(PYTEST)
 
+test-oldest: $(OLDEST)/ready  ## the code's tests on the lowest versions that pyproject.toml declares, with nothing optional
+	$(OLDEST)/bin/python $(PYTEST) $(CODE) -m 'not slow'
+
+test-312: $(MIDDLE)/ready  ## the code's tests on Python 3.12, without Lava
+	$(MIDDLE)/bin/python $(PYTEST) $(CODE) -m 'not slow'
+
+test-newest: $(NEWEST)/ready  ## the code's tests on Python 3.13 with the newest NumPy and torch, without Lava
+	$(NEWEST)/bin/python $(PYTEST) $(CODE) -m 'not slow'
+
 lint: $(VENV)/ready  ## ruff: format and rules
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
 types: $(VENV)/ready  ## mypy, strict
 	$(VENV)/bin/mypy
+
+audit: $(AUDIT)/ready  ## ask the package index for known vulnerabilities of every pinned version; says how many it answered about
+	$(AUDIT)/bin/python .ci/audit $(AUDIT)/bin/pip-audit $(wildcard constraints/*.txt)
 
 docs: $(VENV)/ready  ## the documentation's pages, in site/: runs what they show, and fails on a broken link
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
@@ -40,6 +58,9 @@ sanitize: $(VENV)/ready  ## the native kernel's tests on a build that stops at w
 
 fuzz: $(VENV)/ready  ## 200,000 mutated and drawn files through every reader, in bounded processes; what is found lies in out/fuzz
 	$(VENV)/bin/python -m fuzz
+
+package:  ## build the source distribution and the wheel in dist/, install the wheel in an environment of its own, and run it there
+	.ci/package
 
 endurance: $(VENV)/ready  ## whether Lava runs always end and leave nothing: 200 in one process, 60 ended at random moments
 	$(VENV)/bin/python benchmarks/endurance.py
@@ -88,3 +109,15 @@ $(CORE)/ready: $(PINS)
 
 $(PEERS)/ready: constraints/peers.txt .ci/make-venv
 	.ci/make-venv peers $(PEERS)
+
+$(OLDEST)/ready: pyproject.toml constraints/oldest.txt .ci/make-venv
+	.ci/make-venv oldest $(OLDEST)
+
+$(MIDDLE)/ready: $(PINS)
+	.ci/make-venv 312 $(MIDDLE)
+
+$(NEWEST)/ready: $(PINS)
+	.ci/make-venv newest $(NEWEST)
+
+$(AUDIT)/ready: constraints/audit.txt .ci/make-venv
+	.ci/make-venv audit $(AUDIT)

@@ -68,12 +68,12 @@ def test_constraints_pin_every_dependency(path):
 
 def test_there_are_constraints_for_every_python_and_the_other_simulators():
     pythons = {f"py{version}.txt" for version in (310, 311, 312, 313)}
-    assert {path.name for path in (ROOT / "constraints").iterdir()} == {*pythons, "peers.txt"}
+    assert {path.name for path in (ROOT / "constraints").iterdir()} == {*pythons, "oldest.txt", "peers.txt", "audit.txt", "accepted.toml"}
 
 
 def test_make_without_a_goal_lists_every_goal():
     done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
-    listed = re.findall(r"^  make ([a-z-]+) +\S", done.stdout, re.M)
+    listed = re.findall(r"^  make ([a-z0-9-]+) +\S", done.stdout, re.M)
     benchmarks = [
         "bench",
         "bench-lava",
@@ -86,7 +86,26 @@ def test_make_without_a_goal_lists_every_goal():
         "bench-learning",
         "bench-netx",
     ]
-    assert listed == ["help", "demo", "test", "test-slow", "test-core", "lint", "types", "docs", "sanitize", "fuzz", "endurance", "endurance-training", "peers", *benchmarks]
+    assert listed == [
+        "help",
+        "demo",
+        "test",
+        "test-slow",
+        "test-core",
+        "test-oldest",
+        "test-312",
+        "test-newest",
+        "lint",
+        "types",
+        "audit",
+        "docs",
+        "sanitize",
+        "fuzz",
+        "endurance",
+        "endurance-training",
+        "peers",
+        *benchmarks,
+    ]
 
 
 @pytest.fixture
