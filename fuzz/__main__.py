@@ -112,10 +112,13 @@ class Campaign:
             if done and child.returncode == 0:
                 return stop
             number = Path(scratch) / worker.NUMBER
+            said = [
+                path.read_text(errors="replace") for name in ("start", "stderr", worker.TRACE) if (path := Path(scratch) / name).exists()
+            ]
+            trace = "".join(said)
             if not number.exists():
-                raise SystemExit(f"the reader of {row.target.name} did not start: {errors.read_text()[-2000:]}")
+                raise SystemExit(f"the reader of {row.target.name} did not start, it ended with {child.returncode}: {trace[-2000:]}")
             at = int(number.read_text())
-            trace = (Path(scratch) / worker.TRACE).read_text() + (Path(scratch) / "stderr").read_text(errors="replace")
             what = f"took more than {row.target.seconds:g} s" if "Timeout" in trace else f"the process ended with {child.returncode}"
             self._keep(row, what, trace, at, (Path(scratch) / worker.CURRENT).read_bytes())
             with self._lock:

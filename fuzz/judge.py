@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 import traceback
+import unicodedata
 import warnings
 from dataclasses import dataclass, field
 
@@ -63,14 +64,17 @@ class Judge:
 
 
 def unsound(error: ToolchainError) -> Finding | None:
-    """What is wrong with an error's sentence, as the command line prints it, if anything: empty, too long, of several lines, or with characters that do not print."""
-    sentence = visible(str(error))
+    """What is wrong with an error's sentence, if anything: empty, too long, of several lines, or one that no terminal can show."""
+    sentence = str(error)
     if not sentence.strip():
         return Finding("an empty sentence", repr(error))
     if len(sentence) > LONGEST_SENTENCE:
         return Finding(f"a sentence of {len(sentence)} characters", sentence[:LONGEST_SENTENCE])
-    if not sentence.isprintable():
-        return Finding("a sentence with line breaks or control characters", repr(sentence))
+    if "\n" in sentence.replace("\n- ", ""):  # a list of reasons may have lines
+        return Finding("a sentence of several lines", repr(sentence))
+    shown = visible(sentence).encode("utf-8", "backslashreplace").decode()
+    if any(unicodedata.category(character) == "Cc" for character in shown.replace("\n", "").replace("\t", "")):
+        return Finding("a sentence with control characters", repr(sentence))
     return None
 
 

@@ -150,7 +150,8 @@ def value(found: Any, random: Random) -> Any:
     elif kind < 0.9:
         del parent[key]
     elif isinstance(parent, dict):
-        parent[random.choice((random.choice(WORDS), random.choice(list(parent)), str(key) + "x"))] = parent.pop(key)
+        other = random.choice((random.choice(WORDS), random.choice(list(parent)), str(key) + "x"))
+        parent[other] = parent.pop(key)
     else:
         parent.insert(key, _copied(parent[key]))
     return found
@@ -193,7 +194,7 @@ def extreme(random: Random) -> Any:
     if kind == 2:
         return random.choice(([], {}, [[]], {"a": {"a": {}}}, [1, 2], [random.choice(NUMBERS)] * 3))
     if kind == 3 and random.random() < 0.1:
-        return _nested(random.choice((50, 500, 2000)))
+        return _nested(random.choice((20, 200, 600)))
     return random.choice(NUMBERS)
 
 
