@@ -350,6 +350,9 @@ class _Run:
                 )
             self._step()
             done.append(batch)
+        for name, weight in self.module.named_parameters():  # the last step has no loss yet that would tell
+            if not bool(torch.isfinite(weight).all()):
+                raise ToolchainError(f"'{name}' holds NaN or infinite values after epoch {epoch}: lower train.lr (it is {rate:.3g} there)")
         self.module.eval()
         return done
 
