@@ -14,7 +14,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-slow test-core test-oldest test-312 test-newest: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-core test-oldest test-312 test-newest lint types audit docs sanitize fuzz endurance endurance-training peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
+.PHONY: help demo test test-slow test-core test-oldest test-312 test-newest lint types audit docs sanitize fuzz package endurance endurance-training peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27

@@ -101,6 +101,7 @@ def test_make_without_a_goal_lists_every_goal():
         "docs",
         "sanitize",
         "fuzz",
+        "package",
         "endurance",
         "endurance-training",
         "peers",
