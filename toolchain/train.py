@@ -411,8 +411,9 @@ class _Run:
         try:
             self._save()
         except ToolchainError as error:
-            kept = f"the folder keeps what it had after epoch {len(self.lines) - 1}, and --resume goes on from there"
-            raise type(error)(f"{error} ({kept})") from None
+            done = len(self.lines) - 1
+            kept = f"the folder keeps what it had after epoch {done}" if done else "no epoch is done"
+            raise type(error)(f"{error} ({kept}; --resume goes on from there)") from None
 
     def _save(self) -> None:
         """The best weights, then the lines, then everything to resume from, which alone says that the epoch is done: ended in between, a run repeats it."""

@@ -25,7 +25,7 @@ from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.exchange import nir_files, nir_nodes
 from toolchain.exchange.nir_nodes import DT, KEY, Sheet
 from toolchain.exchange.nir_places import Place, taken
-from toolchain.files import ready_folder, replace_file
+from toolchain.files import LOCK, held, ready_folder, replace_file
 from toolchain.ir import Array, Graph
 from toolchain.source import Model, Source
 from toolchain.train import CONFIG
@@ -435,14 +435,15 @@ def _imported(path: Path, entry: Entry, output: Path | None, neurons: int, param
 def write_run(folder: Path, about: About, tensors: dict[str, torch.Tensor]) -> None:
     """A run folder with one checkpoint, as `toolchain train` leaves it; UsageError where there is something already."""
     require_new(folder)
-    ready_folder(folder)
-    checkpoint.write(folder / checkpoint.NAME, tensors, about)
-    replace_file(folder / CONFIG, config.text(about.config).encode())
+    with held(folder):
+        require_new(folder)  # again: another import may have been here before the folder was ours
+        checkpoint.write(folder / checkpoint.NAME, tensors, about)
+        replace_file(folder / CONFIG, config.text(about.config).encode())
 
 
 def require_new(folder: Path) -> None:
     """UsageError where `folder` cannot become a run folder; nothing is written."""
     if folder.suffix == ".fsnn":
         raise UsageError(f"the network is not compiled: give -o a run folder, and compile that to '{folder}'")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UsageError(f"'{folder}' exists and is not empty: choose another run folder")
