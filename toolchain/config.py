@@ -139,7 +139,8 @@ def text(config: Config) -> str:
 
 
 def _loader() -> Any:
-    """PyYAML's safe loader without aliases, which can unfold a small file into a huge one, without keys given twice, whose last would win, and without on and off for true and false."""
+    """PyYAML's safe loader without aliases, which can unfold a small file into a huge one, without tags, which some values break, without keys given twice, whose
+    last would win, and without on and off for true and false."""
     import yaml
 
     class Plain(yaml.SafeLoader):
@@ -151,6 +152,8 @@ def _loader() -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("aliases are not taken")
+            if getattr(self.peek_event(), "tag", None) is not None:
+                raise yaml.YAMLError("tags are not taken")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -173,13 +176,20 @@ def _value(written: str, where: str) -> Any:
 
 
 def _numbers(found: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a word; people mean the number."""
+    """YAML 1.1 reads 1e-3 as a word; people mean the number. ValueError where text is none."""
     if isinstance(found, dict):
-        return {key: _numbers(value) for key, value in found.items()}
+        return {_whole(key): _numbers(value) for key, value in found.items()}
     if isinstance(found, list):
         return [_numbers(value) for value in found]
-    if isinstance(found, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", found):
+    if isinstance(_whole(found), str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", found):
         return float(found)
+    return found
+
+
+def _whole(found: Any) -> Any:
+    """`found`; ValueError where it is text with half a character, as "\\ud800" is: nothing could write it."""
+    if isinstance(found, str):
+        found.encode()
     return found
 
 
