@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import toolchain
 from toolchain import cli, train
+from toolchain.checkpoint import load
 from toolchain.errors import ArtifactError, DesignRuleError, ToolchainError, UsageError
 from toolchain.exchange import onnx_files, onnx_session
 from toolchain.ir import Array
@@ -27,7 +28,6 @@ onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 Nodes = Sequence[Any]
-load = sys.modules["toolchain.train"].load  # `toolchain.train` is the function
 
 
 def exported(net: nn.Module, path: Path, shape: tuple[int, ...], samples: int | None = None) -> Path:

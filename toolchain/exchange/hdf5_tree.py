@@ -6,13 +6,6 @@ names to the process that asked. HDF5 can say more than a network needs, such as
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
-import gc
-import os
-import resource
-import signal
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,8 +13,8 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
-from toolchain.children import forking
-from toolchain.errors import ArtifactError, ToolchainError
+from toolchain import apart
+from toolchain.errors import ArtifactError
 
 LARGEST = 2 * 2**30
 """Bytes of all data sets of a file, unpacked; a larger file is refused before it is loaded."""
@@ -77,23 +70,15 @@ def read(path: Path, group: str, kind: str) -> Tree:
         raise ArtifactError(f"'{path}' cannot be read ({error.strerror}): check the path") from None
     most = min(LARGEST, 2**20 + PACKED * bytes_there)
     seconds = int(SECONDS + bytes_there / 2**20)
-    reading, writing = os.pipe()
-    child = _forked(reading, writing, path, group, most, seconds)
-    os.close(writing)
+    import h5py  # so that no child has to  # noqa: F401
+
     try:
-        with os.fdopen(reading, "rb") as stream:
-            found = _received(stream, most)
-    except (EOFError, msgspec.MsgspecError, ValueError, TypeError, LookupError):
-        found = None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    if found is None:
-        ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        why = f"takes more than {seconds} s to read" if ended == signal.SIGXCPU else "makes the HDF5 library fail"
-        raise ArtifactError(f"'{path}' {why}, so it is damaged or no {kind} file: restore it, or export the network again")
-    answer, tree = found
+        answer, tree = apart.run(
+            lambda out: _send(out, path, group, most), lambda stream: _received(stream, most), seconds=seconds, memory=most + ROOM
+        )
+    except apart.Died as died:
+        why = f"takes more than {seconds} s to read" if died.slow else "makes the HDF5 library fail"
+        raise ArtifactError(f"'{path}' {why}, so it is damaged or no {kind} file: restore it, or export the network again") from None
     if answer.damage:
         raise ArtifactError(
             f"'{path}' is damaged or no HDF5 file, which {kind} files are ({answer.damage}): restore it, or export the network again"
@@ -101,25 +86,6 @@ def read(path: Path, group: str, kind: str) -> Tree:
     if answer.problem:
         raise ArtifactError(f"'{path}' {answer.problem}: this is no {kind} file to load")
     return tree
-
-
-def _forked(reading: int, writing: int, path: Path, group: str, most: int, seconds: int) -> int:
-    """Start the child; the number of its process."""
-    import h5py  # so that no child has to  # noqa: F401
-
-    try:
-        with forking(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # Python 3.12 warns of forks beside threads: the child takes no lock but h5py's, which is made for it
-            child = os.fork()
-            if child == 0:
-                _live(reading, writing, path, group, most, seconds)
-    except OSError as error:
-        os.close(reading)
-        os.close(writing)
-        raise ToolchainError(f"no process could be started to read '{path}' ({error.strerror}): free memory or processes") from None
-    return child
 
 
 # ---- the parent's side
@@ -130,7 +96,10 @@ def _received(stream: BinaryIO, most: int) -> tuple[Answer, Tree]:
     size = int.from_bytes(_exactly(stream, 8), "little")
     if size > LARGEST_HEADER:
         raise ValueError(size)
-    answer = msgspec.msgpack.decode(_exactly(stream, size), type=Answer)
+    try:
+        answer = msgspec.msgpack.decode(_exactly(stream, size), type=Answer)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from None
     if sum(entry.size for entry in answer.entries) > most or any(entry.size < 0 for entry in answer.entries):
         raise ValueError("more than it may send")
     tree: Tree = {}
@@ -165,29 +134,6 @@ def _value(entry: Entry, data: bytearray) -> Any:
 
 
 # ---- the child's side
-
-
-def _live(reading: int, writing: int, path: Path, group: str, most: int, seconds: int) -> None:
-    """The child's life: it never returns, whatever happens."""
-    try:
-        gc.disable()  # what the parent would tidy up is the parent's
-        faulthandler.disable()
-        for ends in (signal.SIGTERM, signal.SIGXCPU):
-            signal.signal(ends, signal.SIG_DFL)
-        silent = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):
-            os.dup2(silent, stream)
-        os.close(reading)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-        with contextlib.suppress(OSError, ValueError):  # where there is no /proc, or a lower limit already, this one is left out
-            held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            resource.setrlimit(resource.RLIMIT_AS, (held + most + ROOM, resource.getrlimit(resource.RLIMIT_AS)[1]))
-        with os.fdopen(writing, "wb") as out:
-            _send(out, path, group, most)
-        os._exit(0)
-    finally:
-        os._exit(1)
 
 
 def _send(stream: BinaryIO, path: Path, group: str, most: int) -> None:

@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from toolchain import apart
 from toolchain.errors import ArtifactError
 from toolchain.ir import Array
 
@@ -22,19 +23,60 @@ LARGEST_FILE = 2**31
 MOST_NODES = 100_000
 """More than any network of neurons, fewer than a hostile file can hold."""
 
+SECONDS, ROOM, UNFOLDED = 10.0, 2**28, 8
+"""Bounds on reading a file: of processor time, with one second more for each MiB; of memory, with that many bytes more for each of the file's (parsed, checked and held at once)."""
+
+LONGEST_SENTENCE = 2000
+FINE = "fine"
+
 
 def read(path: Path) -> ModelProto:
-    """The model in `path`; ArtifactError, in one sentence, where it is too large, damaged, not valid ONNX, or keeps weights in other files."""
-    import onnx
+    """The model in `path`, without functions and training of its own; ArtifactError, in one sentence, where it is too large, damaged, not valid ONNX, or keeps weights in other files.
 
+    A child process reads it first: a few bytes of protocol buffers may unfold into hundreds of times as much, and ONNX's checker is a library in C++.
+    """
     try:
         size = path.stat().st_size
         if size > LARGEST_FILE:
             raise ArtifactError(f"'{path}' has {size:,} bytes and an ONNX file ends at 2 GiB: it is another kind of file")
-        model: ModelProto = onnx.load_model_from_string(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"'{path}' cannot be read ({error.strerror}): check the path") from None
-    except ArtifactError:
+    beside = path.with_name(f"{path.name}.data")
+    there = size + (beside.stat().st_size if beside.is_file() else 0)
+    try:
+        said = apart.run(
+            lambda out: _try(out, content, path),
+            lambda stream: stream.read(LONGEST_SENTENCE).decode(),
+            seconds=int(SECONDS + there / 2**20),
+            memory=ROOM + UNFOLDED * min(there, LARGEST_FILE),
+        )
+    except apart.Died as died:
+        why = "takes too long to read" if died.slow else "makes the ONNX library fail"
+        raise ArtifactError(f"'{path}' {why}, so it is damaged or no ONNX file: export it again") from None
+    if said != FINE:
+        raise ArtifactError(said)
+    return _read(content, path)
+
+
+def _try(out: BinaryIO, content: bytes, path: Path) -> None:
+    """Read the file, and write what is wrong with it, or that it is fine."""
+    try:
+        _read(content, path)
+        said = FINE
+    except ArtifactError as error:
+        said = str(error)
+    except MemoryError:
+        said = f"'{path}' needs more memory to read than a network of its size does: it is damaged or no ONNX file, export it again"
+    out.write(said.encode()[:LONGEST_SENTENCE])
+
+
+def _read(content: bytes, path: Path) -> ModelProto:
+    import onnx
+
+    try:
+        model: ModelProto = onnx.load_model_from_string(content)
+    except MemoryError:
         raise
     except Exception:  # protocol buffers' own errors
         raise ArtifactError(f"'{path}' is damaged or no ONNX file: export it again") from None
@@ -43,16 +85,21 @@ def read(path: Path) -> ModelProto:
         raise ArtifactError(f"'{path}' holds no nodes: it is damaged or no ONNX file, export it again")
     if nodes > MOST_NODES:
         raise ArtifactError(f"'{path}' has {nodes:,} nodes, more than {MOST_NODES:,}: it is no network of neurons")
-    total = size
+    own = [function for function in model.functions if function.domain in ("", "ai.onnx")]
+    if own:
+        raise ArtifactError(f"'{path}' says anew what ONNX's own operator '{own[0].name}' does: export it with the operators as they are")
+    del model.functions[:]  # a node that calls one is refused by its name
+    del model.training_info[:]
+    total = len(content)
     for tensor in _tensors(model.graph):
-        total += _fetch(tensor, path)
-        if total > LARGEST_FILE:
-            raise ArtifactError(f"'{path}' and its weights have more than 2 GiB: import a smaller network")
+        total += _fetch(tensor, path, LARGEST_FILE - total)
         _check_tensor(tensor, path)
     try:
         onnx.checker.check_model(model)
+    except MemoryError:
+        raise
     except Exception as error:  # its errors have no class of their own in common
-        said = " ".join(str(error).split())[:300]
+        said = " ".join(str(error).split())[:300] or type(error).__name__
         raise ArtifactError(f"'{path}' is not valid ONNX ({said}): export it again") from None
     return model
 
@@ -62,7 +109,10 @@ def array(tensor: TensorProto, path: Path) -> Array:
     from onnx import numpy_helper
 
     try:
-        return np.asarray(numpy_helper.to_array(tensor))
+        values = np.asarray(numpy_helper.to_array(tensor))
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            values = np.where(np.isnan(values), np.nan, values).astype(values.dtype)  # signalling ones would make NumPy warn of every sum
+        return values
     except Exception as error:  # as above
         said = " ".join(str(error).split())[:200]
         raise ArtifactError(f"'{path}': tensor '{tensor.name}' cannot be read ({said}): export the file again") from None
@@ -105,8 +155,8 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
                 yield from (attribute.t, *attribute.tensors) if attribute.HasField("t") or attribute.tensors else ()
 
 
-def _fetch(tensor: TensorProto, path: Path) -> int:
-    """Bring the bytes of a tensor that lies in FILE.onnx.data into the tensor itself, and say how many they are; ArtifactError for any other place."""
+def _fetch(tensor: TensorProto, path: Path, room: int) -> int:
+    """Bring the bytes of a tensor that lies in FILE.onnx.data into the tensor itself, and say how many they are, at most `room`; ArtifactError for any other place."""
     from onnx import TensorProto
 
     if tensor.data_location != TensorProto.EXTERNAL and not tensor.external_data:
@@ -126,6 +176,8 @@ def _fetch(tensor: TensorProto, path: Path) -> int:
                 raise ArtifactError(
                     f"{where} should lie at byte {offset:,} of '{own}', {length:,} bytes long, which has {there:,}: export it again"
                 )
+            if length > room:
+                raise ArtifactError(f"'{path}' and its weights have more than 2 GiB: import a smaller network")
             stream.seek(offset)
             tensor.raw_data = stream.read(length)
     except ValueError:

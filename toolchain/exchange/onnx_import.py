@@ -308,6 +308,10 @@ class _File:
 
             told = ModelProto()
             told.CopyFrom(self.relu.model)
+            # nodes that the scores do not need were not looked at, and shapes are not the file's to say
+            for part in (told.graph.node, told.graph.value_info, told.graph.sparse_initializer, told.graph.quantization_annotation):
+                del part[:]
+            told.graph.node.extend(self.relu.nodes)
             kind = told.graph.output[0].type.tensor_type.elem_type
             have = {output.name for output in told.graph.output}
             told.graph.output.extend(

@@ -38,9 +38,10 @@ TOLD = 12
 
 @dataclass(frozen=True)
 class Relu:
-    """The whole file: its layers in order, the branch to the class scores, the input's name and shape (without samples), how many samples it takes where that is fixed, and what was left out."""
+    """The whole file: the nodes that its scores need, its layers in order, the branch to the class scores, the input's name and shape (without samples), how many samples it takes where that is fixed, and what was left out."""
 
     model: ModelProto = field(repr=False)
+    nodes: tuple[NodeProto, ...] = field(repr=False)
     input: str
     output: str
     input_shape: Shape
@@ -97,7 +98,9 @@ class _Reading:
                 "leave the other branches out"
             )
         self._require_chain(found[0])
-        return Relu(self.model, self.input, output, self.shaped, self.samples, tuple(self.layers), found[0], tuple(self.left_out))
+        return Relu(
+            self.model, tuple(self.nodes), self.input, output, self.shaped, self.samples, tuple(self.layers), found[0], tuple(self.left_out)
+        )
 
     def _made(self, node: Node) -> Value:
         """What a node makes; UsageError also where its settings are of another kind than its operator's, which ONNX's checker does not look at."""
