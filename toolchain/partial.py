@@ -24,7 +24,7 @@ import numpy as np
 
 from toolchain import shortage
 from toolchain.data.places import cache
-from toolchain.errors import ToolchainError, UsageError
+from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.files import held, replace_file
 from toolchain.ir import Array
 from toolchain.progress import say
@@ -265,8 +265,8 @@ class Partial:
             try:
                 self._lock.enter_context(held(self._folder))
                 self._locked = True
-            except UsageError:
-                if time.monotonic() > until:
+            except UsageError as error:
+                if isinstance(error, ArtifactError) or time.monotonic() > until:
                     raise
                 time.sleep(0.1)
 
