@@ -679,7 +679,13 @@ def many(model: Any) -> None:
     model.graph.node.extend([model.graph.node[0]] * (onnx_files.MOST_NODES + 1))
 
 
-@pytest.mark.parametrize("spoil", [swollen, shrunk, negative, listed, strange, circular, wide, whole_numbers, filled, many])
+def redefined(model: Any) -> None:
+    """A file whose own Relu is another function."""
+    body = [onnx.helper.make_node("Sigmoid", ["x"], ["y"])]
+    model.functions.append(onnx.helper.make_function("", "Relu", ["x"], ["y"], body, [onnx.helper.make_opsetid("", 17)]))
+
+
+@pytest.mark.parametrize("spoil", [swollen, shrunk, negative, listed, strange, circular, wide, whole_numbers, filled, many, redefined])
 def test_dishonest_files_are_refused_in_a_sentence(tmp_path: Path, spoil: Callable[[Any], None]) -> None:
     model = whole(tmp_path / "net.onnx")
     spoil(model)
@@ -688,6 +694,52 @@ def test_dishonest_files_are_refused_in_a_sentence(tmp_path: Path, spoil: Callab
         toolchain.import_(tmp_path / "net.onnx", output=tmp_path / "run")
     assert "net.onnx" in str(told.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_unfolds_into_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bytes of an empty node are hundreds in memory."""
+    monkeypatch.setattr(onnx_files, "ROOM", 2**24)
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x08" + b"\x3a" + bytes([0x80, 0x80, 0x20]) + b"\x0a\x00" * 2**18)
+    with pytest.raises(ArtifactError, match=r"memory|fail|damaged"):
+        toolchain.import_(tmp_path / "net.onnx")
+
+
+def test_weights_beside_the_file_of_more_than_a_file_holds_are_not_read(tmp_path: Path) -> None:
+    model = external(whole(tmp_path / "net.onnx"), location="net.onnx.data")
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    with (tmp_path / "net.onnx.data").open("wb") as stream:
+        stream.truncate(2**40)  # it takes no room on the disk
+    with pytest.raises(ArtifactError, match="more than 2 GiB"):
+        toolchain.import_(tmp_path / "net.onnx")
+
+
+def test_weights_that_are_signalling_nan_are_refused_without_a_warning(tmp_path: Path) -> None:
+    model = whole(tmp_path / "net.onnx")
+    values = bytearray(model.graph.initializer[0].raw_data)
+    values[:4] = b"\x01\x00\xa0\x7f"
+    model.graph.initializer[0].raw_data = bytes(values)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=r"nan|NaN"):
+        toolchain.import_(tmp_path / "net.onnx")
+
+
+def test_onnxruntime_sees_only_nodes_that_were_read(digits: Path, tmp_path: Path) -> None:
+    """A node that the scores do not need could make it fill the memory."""
+    model = onnx.load(digits)
+    model.graph.initializer.append(onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [1], [2**40]))
+    model.graph.node.append(onnx.helper.make_node("ConstantOfShape", ["shape"], ["huge"], name="huge"))
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    told = toolchain.import_(tmp_path / "net.onnx", calibrate="digits")
+    assert told.to_json()["layers"] == toolchain.import_(digits, calibrate="digits").to_json()["layers"]
+
+
+def test_a_file_that_runs_too_many_samples_together_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["toolchain.exchange.onnx_import"], "MOST_AT_ONCE", 100)
+    path = exported(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)), tmp_path / "net.onnx", (1, 8, 8), samples=16
+    )
+    with pytest.raises(UsageError, match="runs 16 samples together, which have 128 activations"):
+        toolchain.import_(path, calibrate="digits")
 
 
 def test_damaged_files_end_in_a_sentence(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 CALIBRATION = 256
 """Training samples that say how large activations are."""
 
+MOST_AT_ONCE = 2**28
+"""Most activations of all samples that a file runs together: 1 GiB."""
+
 KEPT = 2**22
 """Most activations of a layer that are looked at, evenly picked."""
 
@@ -214,7 +217,12 @@ class _File:
         self._session: InferenceSession | None = None
 
     def load(self, name: str, split: str, samples: int | None, data_dir: str | os.PathLike[str] | None) -> data.Dataset:
-        """A data set whose samples the file takes; UsageError where it does not."""
+        """A data set whose samples the file takes; UsageError where it does not, or takes more together than fit into memory."""
+        wide = (self.relu.samples or 0) * sum(prod(layer.shape) for layer in self.relu.layers)
+        if wide > MOST_AT_ONCE:
+            raise UsageError(
+                f"'{self.path}' runs {self.relu.samples:,} samples together, which have {wide:,} activations: export it for fewer, or for any number (dynamic axes)"
+            )
         loaded = data.load(name, split=split, samples=samples, data_dir=data_dir, image_size=data.size_for(name, self.relu.input_shape))
         if prod(loaded.images.shape[1:]) != prod(self.relu.input_shape):
             raise UsageError(
