@@ -128,9 +128,8 @@ def check_error(graph: Graph, error: Array) -> Array:
     _require_samples(array)
     if not np.isfinite(array).all():
         raise UsageError("the error holds NaN or infinite values: check the loss")
-    largest = float(np.abs(array).max())
-    if largest > LARGEST_ERROR:
-        raise UsageError(f"the error reaches {largest:.3g} and may be at most {LARGEST_ERROR:g}: lower the scale factor")
+    if np.abs(array).max() > LARGEST_ERROR:
+        raise UsageError(f"the error passes {LARGEST_ERROR:g}, the most that targets take: lower the scale factor")
     return array.reshape(len(array), *population.shape)
 
 
