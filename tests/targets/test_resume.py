@@ -23,6 +23,7 @@ from toolchain.deploy import Deployment
 from toolchain.errors import ToolchainError, UsageError
 from toolchain.shards import Message
 from toolchain.targets.lava_sim import LAVA_SIM
+from toolchain.versions import versions
 
 DEPLOY = import_module("toolchain.deploy")
 SAMPLES = 300
@@ -44,7 +45,8 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
     """`fail(after, error)`: from now on the pieces after so many raise; `fail(None)`: none does."""
-    see, left, raised = seen.Watch.see, [10**9], [Exception()]
+    see, left = seen.Watch.see, [10**9]
+    raised: list[BaseException] = [Exception()]
 
     def seeing(watch: seen.Watch, images: Any, first: int) -> seen.Seen:
         left[0] -= 1
@@ -164,7 +166,7 @@ def test_what_came_is_saved_every_few_seconds_and_new_files_take_the_place_of_ol
 
 def test_saving_takes_its_share_of_the_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(partial.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     answer = Message({}, {"logits": np.zeros(int(partial.BYTES_PER_SECOND * 0.1) // 8)})
     asked = partial.Question("a", "b", "c", 10, dict, lambda part: np.zeros(0), lambda part, found: True, 0)
     kept = partial.Partial(asked, saves=True)
@@ -194,22 +196,19 @@ def test_another_question_gets_none_of_the_answers(
     fail: Fail, saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended(fail, 1)
-    kept = files_of(saved)
-    compiled = toolchain.compile("digits-fc", target="sim", weight_bits=6).artifact
-    for ask, differs in (
-        (lambda: digits(samples=299, resume=True), "with this number of samples"),
-        (lambda: toolchain.deploy(compiled, target="reference", dataset="digits", samples=SAMPLES, resume=True), "with this network"),
+    coarser: Any = toolchain.compile("digits-fc", target="sim", weight_bits=6).artifact
+    newer = {**versions(), "toolchain": "9.9"}
+    for model, samples, found, differs in (
+        ("digits-fc", 299, versions(), "number of samples"),
+        (coarser, SAMPLES, versions(), "network"),
+        ("digits-fc", SAMPLES, newer, "version of toolchain"),
     ):
+        monkeypatch.setattr(DEPLOY, "versions", lambda found=found: found)
         capsys.readouterr()
-        ask()
-        assert (
-            capsys.readouterr().err == f"toolchain: nothing is saved of digits-fc on reference {differs}: it starts with the first sample\n"
-        )
-    monkeypatch.setattr(DEPLOY, "versions", lambda: {"toolchain": "9.9", "numpy": np.__version__})
-    digits(resume=True)
-    assert "with this version of" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert kept == ["000000-100.answers", "question.json"]
+        toolchain.deploy(model, target="reference", dataset="digits", samples=samples, resume=True)
+        said = capsys.readouterr().err
+        assert said == f"toolchain: nothing is saved of digits-fc on reference with this {differs}: it starts with the first sample\n"
+    assert files_of(saved) == ["000000-100.answers", "question.json"]
 
 
 def test_every_weight_and_setting_of_a_module_counts() -> None:
@@ -222,7 +221,7 @@ def test_every_weight_and_setting_of_a_module_counts() -> None:
         if change is not None:
             change(module)
         source = find(module)
-        return DEPLOY._digest(lowered(find("digits-fc")), source)
+        return str(DEPLOY._digest(lowered(find("digits-fc")), source))
 
     def nudge(module: Any) -> None:
         module.readout.weight.data[3, 4] += 2**-20
