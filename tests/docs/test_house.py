@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,6 +71,33 @@ def test_constraints_pin_every_dependency(path):
 def test_there_are_constraints_for_every_python_and_the_other_simulators():
     pythons = {f"py{version}.txt" for version in (310, 311, 312, 313)}
     assert {path.name for path in (ROOT / "constraints").iterdir()} == {*pythons, "oldest.txt", "peers.txt", "audit.txt", "accepted.toml"}
+
+
+def test_the_oldest_versions_are_those_that_are_declared():
+    held = dict(line.split("==") for line in pins(ROOT / "constraints" / "oldest.txt"))
+    held = {canonical(name): Version(version) for name, version in held.items()}
+    for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
+        (lowest,) = requirement.specifier
+        assert (lowest.operator, Version(lowest.version)) == (">=", held[canonical(requirement.name)]), requirement
+
+
+# a torch for CPUs asks for no CUDA; older pips and Pythons bring these two themselves
+CUDA = re.compile(r"nvidia-|cuda-|triton$")
+BOOTSTRAP = {"pip", "setuptools", "wheel", "fsnn-toolchain"}
+
+
+@pytest.mark.skipif(Path(sys.prefix).parent != ROOT, reason="not an environment that make built")
+def test_what_is_installed_is_what_is_pinned():
+    """Every package of this environment at its pinned version, and no pin that nothing installs."""
+    name = "oldest" if Path(sys.prefix).name == ".venv-oldest" else f"py3{sys.version_info.minor}"
+    held = {canonical(package): version for package, version in (line.split("==") for line in pins(ROOT / "constraints" / f"{name}.txt"))}
+    paths = [path for path in sys.path if Path(path).is_relative_to(sys.prefix)]  # Lava's own folders are none of packages
+    here = {canonical(found.name): found.version.partition("+")[0] for found in distributions(path=paths)}
+    unlike = {package: version for package, version in here.items() if package not in BOOTSTRAP and held.get(package) != version}
+    assert unlike == {}, f"not as constraints/{name}.txt has them: remove {Path(sys.prefix).name} and run make again, or pin them"
+    assert {package for package in held.keys() - here.keys() - BOOTSTRAP if not CUDA.match(package)} == set(), (
+        "pinned, and installed by nothing"
+    )
 
 
 def test_make_without_a_goal_lists_every_goal():
