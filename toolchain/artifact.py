@@ -17,7 +17,7 @@ import numpy as np
 
 from toolchain import ir
 from toolchain.errors import ArtifactError, GraphError
-from toolchain.files import replace_file, require_plain
+from toolchain.files import replace_file, require_plain, require_short_numbers
 from toolchain.ir import Array, Graph
 
 __all__ = ["Artifact", "Golden", "read", "write"]
@@ -178,6 +178,7 @@ def _version(file: Path, raw: str) -> object:
         header: Any = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ArtifactError(f"'{file}' has a damaged header ({error}): compile it again") from None
+    require_short_numbers(header, file)
     return header.get("version") if isinstance(header, dict) else None
 
 

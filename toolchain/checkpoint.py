@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Union
 
 import msgspec
 
-from toolchain import data
+from toolchain import data, network
 from toolchain.config import Config
 from toolchain.errors import ArtifactError, UsageError
-from toolchain.files import replace_file
+from toolchain.files import replace_file, require_short_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 NAME = "checkpoint.safetensors"
 """The file of a run folder that holds its best weights."""
+CHEAP = 2**20
+"""Weights of a network that is built first, so that the error can name the tensor that its file lacks."""
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +74,7 @@ def _about(path: Path, metadata: Mapping[str, str]) -> About:
         raise ArtifactError(f"'{path}' does not say what network its weights belong to: give a checkpoint that `toolchain train` wrote")
     try:
         found = msgspec.json.decode(metadata["toolchain"], type=dict[str, Any])
+        require_short_numbers(found, path)
         if found.get("format") != FORMAT:
             raise ArtifactError(
                 f"'{path}' has checkpoint format {found.get('format')} but this version reads {FORMAT}: use the version that wrote it"
@@ -95,6 +98,10 @@ def module(checkpoint: Checkpoint, path: Path) -> FeedbackSNN:
     from toolchain.layers import build
 
     config = checkpoint.about.config
+    network.check(config.network)
+    held, needed = sum(tensor.numel() for tensor in checkpoint.tensors.values()), network.counts(config.network).parameters
+    if needed > max(held, CHEAP):  # before memory is asked for that the file does not account for
+        raise ArtifactError(f"'{path}' holds {held:,} numbers but its network has {needed:,} weights: give its own checkpoint")
     model = build(config.network)
     load_weights(model, checkpoint.tensors, path)
     if config.train.dataset in data.names():

@@ -20,6 +20,9 @@ from toolchain.network import Network
 LARGEST_CONFIG = 1 << 18
 """A config longer than this many bytes is another kind of file."""
 
+LONGEST_NUMBER = 256
+"""Bits: whole numbers beyond it are nobody's setting, and messages could not show what is made of them."""
+
 BOOL = "tag:yaml.org,2002:bool"
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -152,7 +155,7 @@ def _loader() -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("aliases are not taken")
-            if getattr(self.peek_event(), "tag", None) is not None:
+            if getattr(self.peek_event(), "tag", None) is not None:  # type: ignore[no-untyped-call]
                 raise yaml.YAMLError("tags are not taken")
             return super().compose_node(parent, index)
 
@@ -217,6 +220,8 @@ def _require_finite(found: Any, place: str, where: str) -> None:
             _require_finite(value, place, where)
     elif isinstance(found, float) and not isfinite(found):
         raise UsageError(f"{where}: '{place}' is {found}: give a finite number")
+    elif isinstance(found, int) and found.bit_length() > LONGEST_NUMBER:
+        raise UsageError(f"{where}: a whole number of {found.bit_length():,} bits, in '{place}': give a smaller one")
 
 
 def _plain(message: str) -> str:

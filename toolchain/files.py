@@ -48,6 +48,19 @@ def read_plain(path: Path, most: int) -> bytes:
     return content
 
 
+def require_short_numbers(found: object, path: Path) -> None:
+    """ArtifactError where what `path` held as JSON has a whole number beyond 64 bits: nothing here counts so far, and messages could not show what is made of it."""
+    waiting = [found]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting.extend(one.values())
+        elif isinstance(one, list):
+            waiting.extend(one)
+        elif isinstance(one, int) and one.bit_length() > 64:
+            raise ArtifactError(f"'{path}' has a whole number of {one.bit_length():,} bits: restore the file, or make it again")
+
+
 def require_plain(path: Path) -> None:
     """ArtifactError where `path` is something else than a file: opening it could wait for ever."""
     if path.exists() and not path.is_file():

@@ -124,7 +124,8 @@ def _table(lines: Sequence[Epoch]) -> str:
     if not lines:
         return ""
     rows, stream = [_columns(line) for line in lines], io.StringIO()
-    table = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)  # a file that is resumed may have more layers in one line than in another
+    table = csv.DictWriter(stream, list(names), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return stream.getvalue()

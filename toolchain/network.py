@@ -11,7 +11,7 @@ from typing import Annotated, Union
 import msgspec
 
 from toolchain.errors import UsageError
-from toolchain.ir import LARGEST_STEPS
+from toolchain.ir import LARGEST_STEPS, MOST_AXES, MOST_NEURONS
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -43,9 +43,8 @@ Sides = Union[Count, Annotated[tuple[Count, ...], TWO]]
 """One number for height and width, or (height, width)."""
 Margins = Union[Size, Annotated[tuple[Size, ...], TWO]]
 
-MOST_AXES = 8
 MOST_WEIGHTS = 2**31
-"""No connection has more weights than this: 8 GiB in float32."""
+"""No network has more weights than this: 8 GiB in float32."""
 LARGEST = 1e30
 """Potentials are float32 while they are trained; settings up to this size, and down to its inverse, leave them room."""
 LARGEST_INPUT = 1e6
@@ -318,8 +317,9 @@ def check(network: Network) -> None:
     )
     _require(0 < neuron.leak <= 1, f"{where} has leak {neuron.leak}: it must lie in (0, 1], where 1 is an IF neuron")
     _require(0 <= network.dropout < 1, f"{where} has dropout {network.dropout}: it must lie in [0, 1)")
+    connections = network.connections
     for name, share in network.dropout_of.items():
-        _require(name in network.connections, f"{where} drops out of '{name}': choose one of {', '.join(network.connections)}")
+        _require(name in connections, f"{where} drops out of '{name}': choose one of {', '.join(connections)}")
         _require(0 <= share < 1, f"{where} has dropout {share} of '{name}': it must lie in [0, 1)")
     if network.trained_threshold is not None:
         _check_threshold(network.trained_threshold, where)
@@ -332,6 +332,10 @@ def check(network: Network) -> None:
     _require(
         1 <= len(network.input_shape) <= MOST_AXES and all(n >= 1 for n in network.input_shape),
         f"{where} has an input_shape with {len(network.input_shape)} axes: give 1 to {MOST_AXES}, each of length 1 or more",
+    )
+    _require(
+        prod(network.input_shape) <= MOST_NEURONS,
+        f"{where} takes {prod(network.input_shape):,} values, more than {MOST_NEURONS:,}: give less",
     )
     _check_sizes(network, where)
     if network.normalize is not None:
@@ -354,12 +358,12 @@ def _check_normalization(normalize: Normalization, channels: int, where: str) ->
 
 
 def _check_sizes(network: Network, where: str) -> None:
+    total = 0
     for name, connection in network.connections.items():
-        for part in parts_of(connection):
-            weights = _weights(part)
-            _require(
-                weights <= MOST_WEIGHTS, f"{where}: connection '{name}' has {weights} weights, more than {MOST_WEIGHTS}: make it smaller"
-            )
+        weights = sum(_weights(part) for part in parts_of(connection))
+        total += weights
+        _require(weights <= MOST_WEIGHTS, f"{where}: connection '{name}' has {weights} weights, more than {MOST_WEIGHTS}: make it smaller")
+    _require(total <= MOST_WEIGHTS, f"{where} has {total} weights, more than {MOST_WEIGHTS}: make its connections smaller")
 
 
 def _weights(part: Part) -> int:
@@ -402,6 +406,7 @@ def output_shape(connection: Connection, shape: Shape, where: str) -> Shape:
     """What a connection makes of `shape`; UsageError starts with `where`."""
     for part in parts_of(connection):
         shape = _part_shape(part, shape, where)
+        _require(prod(shape) <= MOST_NEURONS, f"{where} makes {prod(shape):,} values, more than {MOST_NEURONS:,}: make it smaller")
     return shape
 
 

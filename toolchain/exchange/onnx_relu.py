@@ -21,7 +21,7 @@ from toolchain.exchange.onnx_branches import Branch, Layer, Node, Value, named
 from toolchain.exchange.onnx_operators import INSTEAD, LARGEST_VALUES, NOTHING, OPERATORS
 from toolchain.exchange.onnx_shapes import SMALL
 from toolchain.exchange.onnx_steps import INFERENCE_ONLY
-from toolchain.ir import Array, Shape
+from toolchain.ir import MOST_AXES, Array, Shape
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -154,7 +154,7 @@ class _Reading:
                 f"'{self.path}': input '{inputs[0].name}' has the shape {_told(kind.shape)}: give all sizes but the first, which counts samples, as whole numbers"
             )
         shape = tuple(int(size) for size in sizes[1:] if size is not None)
-        if prod(shape) > LARGEST_VALUES or len(shape) > plain.MOST_AXES:
+        if prod(shape) > LARGEST_VALUES or len(shape) > MOST_AXES:
             raise UsageError(
                 f"'{self.path}': input '{inputs[0].name}' has the shape {_told(kind.shape)}, more than {LARGEST_VALUES:,} values a sample"
             )

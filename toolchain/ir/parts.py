@@ -43,6 +43,12 @@ SHIFT_LIMIT = 20
 LARGEST_STEPS = 100_000
 """Most time steps of a phase, and most ticks of its delays, starts and period: a larger number is a mistake."""
 
+MOST_NEURONS = 2**31
+"""Neurons of a graph, and values between two operations of a connection: refused before anything of that size is asked for."""
+
+MOST_AXES = 8
+"""Axes of a population's shape."""
+
 DECAY_ONE = 4096
 """A leak of an integer graph is (4096 - decay) / 4096 (Loihi's 12-bit decay)."""
 

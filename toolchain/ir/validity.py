@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, prod
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from toolchain.ir.parts import (
     EXPONENT_LIMIT,
     LARGEST_STEPS,
     MANTISSA_LIMIT,
+    MOST_AXES,
+    MOST_NEURONS,
     POTENTIAL_LIMIT,
     SHIFT_LIMIT,
     Array,
@@ -45,10 +47,12 @@ def verify(graph: Graph) -> None:
     _require(len(set(names)) == len(names), f"population names repeat: {', '.join(names)}; give each its own")
     for population in graph.populations:
         _require(
-            bool(population.shape) and all(n >= 1 for n in population.shape),
-            f"population '{population.name}' has shape {population.shape}: every axis needs at least 1 neuron",
+            1 <= len(population.shape) <= MOST_AXES and all(n >= 1 for n in population.shape),
+            f"population '{population.name}' has shape {population.shape}: give 1 to {MOST_AXES} axes, every one of at least 1 neuron",
         )
         _require(population.kind == "input" or not population.events, f"population '{population.name}' has events: only inputs have")
+    neurons = sum(prod(population.shape) for population in graph.populations)
+    _require(neurons <= MOST_NEURONS, f"the graph has {neurons:,} neurons, more than {MOST_NEURONS:,}: make its populations smaller")
     for name, tensor in graph.tensors.items():
         _require(bool(np.isfinite(tensor).all()), f"tensor '{name}' holds NaN or infinite values: retrain, or restore the checkpoint")
         _verify_magnitude(name, tensor)
@@ -320,10 +324,11 @@ def _verify_factors(ops: Sequence[Op], where: str) -> None:
 def _verify_shapes(ops: Sequence[Op], source: Shape, target: Shape, tensors: Mapping[str, Array], where: str) -> None:
     """Both ways: what a connection cannot take back would fail later, where the feedback phase is made of it."""
     try:
-        shapes_along(ops, source, target, tensors)
-        shapes_along(adjoint(ops), target, source, tensors)
+        between = [*shapes_along(ops, source, target, tensors), *shapes_along(adjoint(ops), target, source, tensors)]
     except GraphError as error:
         raise GraphError(f"{where}: {error}") from None
+    largest = max(map(prod, between), default=0)
+    _require(largest <= MOST_NEURONS, f"{where} makes {largest:,} values on its way, more than {MOST_NEURONS:,}: make it smaller")
 
 
 def _require(condition: bool, message: str) -> None:
