@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from toolchain import crews, shards
+from toolchain import crews, partial, seen, shards
 from toolchain.targets.lava_sim import LAVA_SIM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,3 +40,8 @@ def test_the_page_has_the_numbers_of_the_code() -> None:
     assert "after a minute" in PAGE
     assert f"for {crews.GONE:g} s" in PAGE
     assert crews.INSTALL in PAGE
+    assert f"at least {partial.EVERY:g} s apart" in PAGE
+    assert f"more than {100 * partial.SHARE:g} % of the time, at most {partial.LATEST:g} s" in PAGE
+    assert f"as many batches as a second takes, up to {seen.CHUNK} samples" in PAGE
+    assert seen.STEP == 1
+    assert f"for {partial.KEPT // 86_400} days" in PAGE
