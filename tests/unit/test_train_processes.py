@@ -142,3 +142,42 @@ def test_alone_nothing_changes() -> None:
     assert (processes.size(), processes.rank(), processes.norm(values), processes.total_number(2.5)) == (1, 0, 5.0, 2.5)
     assert processes.rows(6) == slice(0, 6)
     assert processes.kth_largest(values, 1) == 4.0
+
+
+def training_processes(parent: int) -> dict[int, int]:
+    """The processes that torchrun started: their numbers in the training, and of the system."""
+    found = {}
+    for task in Path(f"/proc/{parent}/task").glob("*/children"):
+        for pid in map(int, task.read_text().split()):
+            for name in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if name.startswith(b"RANK="):
+                    found[int(name[5:])] = pid
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_is_one_sentence_and_the_run_goes_on(killed: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [word for setting in SHORT for word in ("--set", setting)]
+    running = torchrun("digits-fc", *words, "--epochs", "1000", "-o", str(run))
+    until = monotonic() + 60
+    while not (run / "last.safetensors").exists() and monotonic() < until:
+        sleep(0.05)
+    os.kill(training_processes(running.pid)[killed], signal.SIGKILL)
+    said, complaints = running.communicate(timeout=60)
+    assert (running.returncode, said) == (1, "")
+    sentences = [line for line in complaints.splitlines() if line.startswith("toolchain: ")]
+    assert len(sentences) == 1, complaints
+    assert "another process of this training is gone" in sentences[0]
+    assert "go on with --resume" in sentences[0]
+    done = checkpoint.read(run / "last.safetensors").about.epoch
+    assert checkpoint.load(run).name == "digits-fc"
+    again = torchrun("digits-fc", *words, "--epochs", "1000", "--resume", "-o", str(run))
+    until = monotonic() + 60
+    while checkpoint.read(run / "last.safetensors").about.epoch == done and monotonic() < until:
+        sleep(0.05)
+    os.killpg(again.pid, signal.SIGTERM)
+    again.communicate(timeout=60)
+    assert checkpoint.read(run / "last.safetensors").about.epoch > done
