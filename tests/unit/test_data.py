@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from toolchain import data
+from toolchain.data import idx
 from toolchain.data import idx as idx_files
 from toolchain.errors import ArtifactError, UsageError
 
@@ -100,6 +102,23 @@ def test_truncated_files_say_so(
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ArtifactError, match="t10k-images-idx3-ubyte"):
         data.load("mnist", data_dir=tmp_path)
+
+
+def test_nothing_is_set_aside_on_the_word_of_a_header(tmp_path: Path) -> None:
+    """A file of a few bytes that claims 256 MiB costs no memory, and one of terabytes no time."""
+    path = tmp_path / "t10k-images-idx3-ubyte"
+    path.write_bytes(bytes((0, 0, 8, 3)) + (1 << 14).to_bytes(4, "big") * 2 + (1).to_bytes(4, "big") + bytes(9))
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match="holds 9 values but its header says 268435456"):
+        idx.read_idx(path, dimensions=3)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20
+    huge = tmp_path / "t10k-images-idx3-ubyte.gz"
+    with huge.open("wb") as stream:
+        stream.truncate(1 << 40)  # it takes no room on the disk
+    with pytest.raises(ArtifactError, match="has 1099511627776 bytes"):
+        idx.read_idx(huge, dimensions=3)
 
 
 def test_a_packed_file_that_lost_its_end_says_so(tmp_path: Path, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> None:

@@ -10,7 +10,7 @@ import struct
 import tracemalloc
 from hashlib import sha256
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import numpy.typing as npt
@@ -216,10 +216,10 @@ REFUSED = {
 def test_a_pickle_that_is_no_batch_is_refused_in_one_sentence(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     content, message = REFUSED[case]
-    began = perf_counter()
+    began = process_time()
     with pytest.raises(ArtifactError, match=message) as caught:
         pickles.read(content, "'the file'")
-    assert perf_counter() - began < 5
+    assert process_time() - began < 5
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("'the file' ")
     assert list(tmp_path.iterdir()) == []
@@ -253,14 +253,14 @@ def bombs() -> dict[str, bytes]:
 def test_hostile_files_cost_little_memory_and_time(case: str) -> None:
     content = bombs()[case]
     tracemalloc.start()
-    began = perf_counter()
+    began = process_time()
     try:
         with pytest.raises(ArtifactError):
             pickles.read(content, "it")
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
-    assert perf_counter() - began < 20
+    assert process_time() - began < 20
 
 
 SMALL = batch(np.arange(2 * 3072, dtype=np.uint8), [1, 2])

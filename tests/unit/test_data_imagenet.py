@@ -145,6 +145,24 @@ def test_damaged_and_hostile_pictures_say_so_in_little_memory(folder: Path, cont
         tracemalloc.stop()
 
 
+def test_a_picture_of_many_scans_is_refused_before_it_is_decoded(folder: Path) -> None:
+    """A progressive JPEG goes over the whole picture with every scan: a thousand scans of 95 bytes each would take minutes."""
+    stream = io.BytesIO()
+    Image.new("RGB", (2000, 2000)).save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    last = content[content.rfind(b"\xff\xda") : -2]
+    put(folder, {f"val/{WNIDS[0]}/ILSVRC2012_val_00000000.JPEG": content[:-2] + 300 * last + content[-2:]})
+    with pytest.raises(ArtifactError, match="has 310 scans of 2000 x 2000 pixels"):
+        data.load("imagenet", data_dir=folder).images[0]
+
+
+def test_a_file_that_is_no_picture_by_its_size_is_not_read_whole(folder: Path) -> None:
+    with (folder / f"val/{WNIDS[0]}/ILSVRC2012_val_00000000.JPEG").open("wb") as stream:
+        stream.truncate(1 << 36)  # it takes no room on the disk
+    with pytest.raises(ArtifactError, match="more than 67108864 bytes"):
+        data.load("imagenet", data_dir=folder).images[0]
+
+
 def test_folders_that_are_missing_or_strange_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"needs the folders train/n01440764/ .* in '.*imagenet'"):
         data.load("imagenet", split="train", data_dir=folder / "val")

@@ -18,6 +18,9 @@ REGULAR = (b"0", b"\0")
 def members(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
     """The content of the wanted members that a gzipped tar archive has; ArtifactError where it is damaged or unfolds beyond 256 MiB."""
     try:
+        packed = path.stat().st_size
+        if packed > LARGEST_FILE:  # gzip lets a file of any size hold nothing at all
+            raise ArtifactError(f"'{path}' has {packed} bytes, more than {LARGEST_FILE}: take the published file")
         with cast(BinaryIO, gzip.open(path, "rb")) as stream:
             return _members(stream, path, wanted)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

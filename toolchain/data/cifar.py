@@ -146,7 +146,8 @@ def _contents(form: Form, path: Path, split: str) -> list[tuple[str, bytes]]:
         missing = next((file for file in files if not (path / file).is_file()), None)
         if missing is not None:
             raise UsageError(f"'{path}' lacks {missing}: unpack {form.archive} again")
-        return [(f"'{path / file}'", places.read_whole(path / file, LARGEST_FILE, "batch of images")) for file in files]
+        largest = LARGEST_FILE // len(files)  # together no more than an archive unfolds into
+        return [(f"'{path / file}'", places.read_whole(path / file, largest, "batch of images")) for file in files]
     held = members(path, [f"{form.folder}/{file}" for file in files])
     contents: list[tuple[str, bytes]] = []
     for file in files:

@@ -94,15 +94,18 @@ def read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
     ArtifactError where it is not unsigned-byte IDX, claims more than 256 MiB, or is shorter or longer than it claims; nothing is allocated on the word of the header alone.
     """
     try:
+        packed = path.stat().st_size
+        if packed > LARGEST_FILE:  # gzip lets a file of any size hold nothing at all
+            raise ArtifactError(f"'{path}' has {packed} bytes: an IDX file here has at most {LARGEST_FILE}")
         with cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb") as stream:
-            return _parse_idx(stream, dimensions, path)
+            return _parse_idx(stream, dimensions, path, places.most_unpacked(packed) if path.suffix == ".gz" else packed)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ArtifactError(f"'{path}' is damaged ({error}): restore the file") from error
     except OSError as error:
         raise ArtifactError(f"'{path}' cannot be read ({error.strerror or error}): check the file") from error
 
 
-def _parse_idx(stream: BinaryIO, dimensions: int, path: Path) -> npt.NDArray[np.uint8]:
+def _parse_idx(stream: BinaryIO, dimensions: int, path: Path, most: int) -> npt.NDArray[np.uint8]:
     header = stream.read(4 + 4 * dimensions)
     magic = bytes((0, 0, 8, dimensions))
     if header[:4] != magic:
@@ -114,8 +117,10 @@ def _parse_idx(stream: BinaryIO, dimensions: int, path: Path) -> npt.NDArray[np.
     shape = tuple(int.from_bytes(header[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
     size = prod(shape)
     if not 1 <= size <= LARGEST_FILE:
-        raise ArtifactError(f"'{path}' claims {' x '.join(map(str, shape))} values: an IDX file here holds 1 to {LARGEST_FILE}: restore the file")
-    content = stream.read(size + 1)
+        raise ArtifactError(
+            f"'{path}' claims {' x '.join(map(str, shape))} values: an IDX file here holds 1 to {LARGEST_FILE}: restore the file"
+        )
+    content = stream.read(min(size, most) + 1)  # Python sets aside what it is asked to read
     if len(content) != size:
         raise ArtifactError(
             f"'{path}' holds {'more than ' if len(content) > size else ''}{min(len(content), size)} values but its header says {size}: restore the file"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from io import BytesIO
 from math import exp, log, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,10 @@ SIZE = 224
 ENDINGS = (".jpeg", ".jpg", ".png")
 MOST_PIXELS = 1 << 26
 """A picture with more is refused before it is decoded; the largest of ImageNet has 61 million."""
+LARGEST_PICTURE = 1 << 26
+"""Bytes; those of ImageNet have at most 16 million."""
+MOST_DECODED = 16 * MOST_PIXELS
+"""Pixels times scans: a progressive JPEG goes over the whole picture with every scan, ten times as a rule, and a scan may take as little as a hundred bytes."""
 LONGEST = 64
 """So is one whose longer side is more than this many times the shorter: resized, it would fill the memory."""
 AREA, ASPECT, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
@@ -69,11 +74,16 @@ def _open(path: Path) -> Picture:
     """The picture in RGB; ArtifactError where it cannot be decoded or is unreasonably large."""
     from PIL import Image
 
+    content = places.read_whole(path, LARGEST_PICTURE, "picture of ImageNet")
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as picture:
+        with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as picture:
             width, height = picture.size
             if width * height > MOST_PIXELS or max(width, height) > LONGEST * min(width, height):
                 raise ArtifactError(f"'{path}' has {width} x {height} pixels, more than any picture of ImageNet: restore the file")
+            if picture.format == "JPEG" and (scans := content.count(b"\xff\xda")) * width * height > MOST_DECODED:
+                raise ArtifactError(
+                    f"'{path}' has {scans} scans of {width} x {height} pixels, more than any picture of ImageNet: restore the file"
+                )
             decoded: Picture = picture.convert("RGB")
             return decoded
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -37,11 +37,16 @@ def first_file(paths: Iterable[Path]) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def most_unpacked(packed: int) -> int:
+    """The most bytes that so many bytes of gzip hold: DEFLATE packs 258 into two bits at best."""
+    return 1032 * packed
+
+
 def read_whole(path: Path, largest: int, what: str) -> bytes:
     """The bytes of a file; ArtifactError where it is larger than `what` ever is, or cannot be read."""
     try:
         with path.open("rb") as stream:
-            content = stream.read(largest + 1)
+            content = stream.read(min(largest, os.fstat(stream.fileno()).st_size) + 1)  # Python sets aside what it is asked to read
     except OSError as error:
         raise ArtifactError(f"'{path}' cannot be read ({error.strerror or error}): check the file") from error
     if len(content) > largest:
