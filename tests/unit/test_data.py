@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pytest
 
 from toolchain import data
-from toolchain.data import idx
 from toolchain.data import idx as idx_files
 from toolchain.errors import ArtifactError, UsageError
 
@@ -110,7 +109,7 @@ def test_nothing_is_set_aside_on_the_word_of_a_header(tmp_path: Path) -> None:
     path.write_bytes(bytes((0, 0, 8, 3)) + (1 << 14).to_bytes(4, "big") * 2 + (1).to_bytes(4, "big") + bytes(9))
     tracemalloc.start()
     with pytest.raises(ArtifactError, match="holds 9 values but its header says 268435456"):
-        idx.read_idx(path, dimensions=3)
+        idx_files.read_idx(path, dimensions=3)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 1 << 20
@@ -118,7 +117,7 @@ def test_nothing_is_set_aside_on_the_word_of_a_header(tmp_path: Path) -> None:
     with huge.open("wb") as stream:
         stream.truncate(1 << 40)  # it takes no room on the disk
     with pytest.raises(ArtifactError, match="has 1099511627776 bytes"):
-        idx.read_idx(huge, dimensions=3)
+        idx_files.read_idx(huge, dimensions=3)
 
 
 def test_a_packed_file_that_lost_its_end_says_so(tmp_path: Path, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> None:
