@@ -20,7 +20,7 @@ import toolchain
 from toolchain import endings, processes, shortage
 from toolchain.endings import INTERRUPTED, TERMINATED
 from toolchain.errors import ToleranceError, ToolchainError, UsageError
-from toolchain.progress import visible
+from toolchain.progress import say, visible
 
 app = typer.Typer(
     name="toolchain",
@@ -683,6 +683,11 @@ def main() -> NoReturn:
     try:
         _open_streams()
         endings.watch()
+        shortage.keep_reserve()
+        if shortage.one_thread_if_short():
+            say(
+                "toolchain: there are too few threads for all cores (`ulimit -u` or the container sets how many), so every library runs in one"
+            )
         code = typer.main.get_command(app)(arguments or ["--help"], prog_name="toolchain", standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of KeyboardInterrupt, and no verb returns it
             raise KeyboardInterrupt
@@ -713,11 +718,20 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
+def last_words() -> str:
+    """What is left to say where a library ends the program; with --debug nothing, and it ends as it would without us."""
+    if "--debug" in sys.argv:
+        return ""
+    what = f"{_asked(sys.argv[1:])} was ended by a library that could not go on, most often for want of memory"
+    missing = shortage.Shortage("memory", "")
+    return f"toolchain: {what}: {missing.remedy(_lowered(sys.argv[1:]))}; with --debug it crashes as it is\n"
+
+
 def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
+    shortage.free(error)
     missing = shortage.found(error)
     if missing is not None:
-        what = " ".join(arguments[: 1 if arguments[1:2] == [] or arguments[1].startswith("-") else 2])
-        return _failed(f"{what} {missing.sentence}: {missing.remedy(_lowered(arguments))}", 1, debug)
+        return _failed(f"{_asked(arguments)} {missing.sentence}: {missing.remedy(_lowered(arguments))}", 1, debug)
     if not isinstance(error, OSError):
         return _failed(f"unexpected {type(error).__name__}: {error}; run again with --debug to see where", 1, debug)
     _give_up_stdout()
@@ -735,12 +749,18 @@ def _give_up_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _asked(arguments: list[str]) -> str:
+    """The verb and its first argument."""
+    return " ".join(arguments[: 2 if len(arguments) > 1 and not arguments[1].startswith("-") else 1])
+
+
 def _lowered(arguments: list[str]) -> list[str]:
     """The flags of the verb by which it takes less of the machine."""
     if arguments[:1] == ["train"]:
         return ["--set train.batch"]
     callbacks = [command.callback for command in app.registered_commands if arguments[:1] == [_name(command)]]
-    return [f"--{name}" for name in ("batch", "jobs", "samples") if callbacks and name in callbacks[0].__annotations__]
+    found = [f"--{name}" for name in ("batch", "samples") if callbacks and name in callbacks[0].__annotations__]
+    return ["--jobs"] * any(word.startswith("--jobs") for word in arguments) + found
 
 
 def _name(command: Any) -> str:

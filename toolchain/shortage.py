@@ -1,11 +1,16 @@
 """What the machine would not give: memory, or another thread or process. The same want has many names, and this is the one place that knows them.
 
 Python says MemoryError, NumPy and the C core too, torch RuntimeError in words of its own, the system ENOMEM or EAGAIN, the dynamic loader ImportError.
+A command also prepares for it: a reserve lets it say what happened, and it takes one thread where there are not enough.
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
+import os
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +31,15 @@ MEMORY_WORDS = (
 THREAD_WORDS = ("can't start new thread", "resource temporarily unavailable", "thread creation failed", "cannot fork")
 
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""The environment variables by which libraries know how many threads to start, before they are loaded."""
+
+RESERVE = 1 << 23
+"""Bytes of addresses kept for the last sentence; nobody touches them, so they take no memory."""
+
+_reserve: list[mmap.mmap] = []
+
+
 @dataclass(frozen=True)
 class Shortage:
     """Of what there was not enough, "memory" or "threads and processes", what said so in one line ("" where it said nothing), and what the user can do."""
@@ -41,7 +55,8 @@ class Shortage:
     def remedy(self, lower: Sequence[str]) -> str:
         """What to do: `lower` are the settings that take less, as the user writes them."""
         limit = "-v" if self.of == "memory" else "-u"
-        asked = f"lower {' or '.join(lower)}, " if lower else ""
+        less = [setting for setting in lower if self.of == "memory" or "jobs" in setting]
+        asked = f"lower {' or '.join(less)}, " if less else ""
         return f"{asked}end other programs, or raise what `ulimit {limit}` or the container allows"
 
 
@@ -54,6 +69,46 @@ def found(error: BaseException | None) -> Shortage | None:
         if of is not None:
             return Shortage(of, _first_line(each))
     return None
+
+
+def keep_reserve() -> None:
+    """Keep room for what is said at the end."""
+    _reserve[:] = [mmap.mmap(-1, RESERVE)]
+
+
+def free(error: BaseException) -> None:
+    """Give back the reserve, and all that the calls which ended in `error` still hold: now there is room to say so."""
+    _reserve.clear()
+    for each in _chain(error):
+        traceback.clear_frames(each.__traceback__)
+
+
+def one_thread_if_short() -> bool:
+    """Whether the libraries that are loaded from now on have to do with one thread each, and are told so: elsewhere OpenBLAS interrupts the program, and
+    OpenMP ends it, where the threads that they want cannot be started."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1 or _startable(2 * cores) == 2 * cores:  # each of the two has its own
+        return False
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    return True
+
+
+def _startable(most: int) -> int:
+    """How many threads can be started now, beside each other, up to `most`."""
+    enough = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(most):
+            thread = threading.Thread(target=enough.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except (RuntimeError, MemoryError):
+        pass
+    finally:
+        enough.set()
+        for thread in started:
+            thread.join()
+    return len(started)
 
 
 def _of(error: BaseException) -> str | None:

@@ -81,12 +81,21 @@ def session_of(leader: int) -> list[int]:
     return found
 
 
+def shared_files() -> set[str]:
+    """Shared memory and semaphores that no living process has in its memory."""
+    mapped: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            mapped |= {line.rpartition("/dev/shm/")[2] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
+    return set(os.listdir("/dev/shm")) - mapped
+
+
 def left_behind(leader: int, files: set[str]) -> str:
     """What outlives a command after some seconds: processes, shared memory, semaphores."""
     until = time.monotonic() + 5
-    while time.monotonic() < until and (session_of(leader) or set(os.listdir("/dev/shm")) - files):
+    while time.monotonic() < until and (session_of(leader) or shared_files() - files):
         time.sleep(0.02)
-    orphans, shared = session_of(leader), set(os.listdir("/dev/shm")) - files
+    orphans, shared = session_of(leader), shared_files() - files
     for pid in orphans:
         os.kill(pid, signal.SIGKILL)
     return f"orphans {orphans} shared {shared}" if orphans or shared else ""
@@ -107,7 +116,7 @@ def kill_learning(target: str, kills: int, folder: Path, draw: random.Random) ->
     takes, lasts = time.monotonic() - began, time.monotonic() - learns
     problems, done = [], 0
     at: Counter[str] = Counter()
-    files = set(os.listdir("/dev/shm"))
+    files = shared_files()
     while done < kills:
         run = folder / "run"
         shutil.rmtree(run, ignore_errors=True)
@@ -140,7 +149,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 def kill_children(verb: str, kills: int, folder: Path, draw: random.Random, number: signal.Signals) -> list[str]:
     """A random child of the command killed or stopped at a random moment; how the command ended where that was no good end."""
     object.__setattr__(lava_sim.LAVA_SIM, "deadline", DEADLINE)
-    files = set(os.listdir("/dev/shm"))
+    files = shared_files()
     began = time.monotonic()
     assert ended(started(VERBS[verb], folder), LONGEST) == 0, (folder / "err").read_text()
     takes = time.monotonic() - began
@@ -161,7 +170,8 @@ def kill_children(verb: str, kills: int, folder: Path, draw: random.Random, numb
         if code is None:
             code = ended(pid, LONGEST)
         slowest = max(slowest, time.monotonic() - at)
-        said = (folder / "err").read_text()
+        lines = (folder / "err").read_text().splitlines(keepends=True)
+        said = "".join(line for line in lines if not line.startswith("toolchain: epoch "))
         if code is None:
             problems.append(f"hangs: {said}")
             os.kill(pid, signal.SIGKILL)

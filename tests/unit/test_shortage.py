@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from toolchain import shortage
+from toolchain import native, shortage
 from toolchain.errors import ToolchainError
 
 
@@ -85,5 +90,80 @@ def test_the_remedy_names_what_to_lower() -> None:
     assert memory is not None
     assert threads is not None
     assert memory.sentence == "ran out of memory"
+    assert threads.remedy(["--batch", "--jobs"]).startswith("lower --jobs, end other programs")
     assert memory.remedy(["--batch", "--jobs"]).startswith("lower --batch or --jobs, end other programs, or raise what `ulimit -v`")
     assert threads.remedy([]) == "end other programs, or raise what `ulimit -u` or the container allows"
+
+
+def test_what_failed_calls_hold_is_given_back() -> None:
+    held: list[bytearray] = []
+
+    class Large(bytearray):
+        def __del__(self) -> None:
+            held.append(self)
+
+    def failing() -> None:
+        large = Large(10)
+        assert large is not None
+        raise MemoryError
+
+    error = raised(failing)
+    assert not held
+    shortage.keep_reserve()
+    shortage.free(error)
+    assert held
+    assert not shortage._reserve
+
+
+@pytest.mark.parametrize(("startable", "short"), [(1000, False), (1, True)])
+def test_too_few_threads_make_every_library_run_in_one(startable: int, short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in shortage.THREADS:
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    monkeypatch.setattr(shortage, "_startable", lambda most: min(most, startable))
+    assert shortage.one_thread_if_short() is short
+    assert {os.environ[name] for name in shortage.THREADS} == {"1" if short else "7"}
+
+
+def test_threads_are_counted_until_one_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shortage._startable(5) == 5
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def third_fails(self: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", third_fails)
+    assert shortage._startable(5) == 2
+    assert not any(thread.is_alive() for thread in started)
+
+
+CRASH = """
+import os, sys
+from toolchain import native
+native.last_words("toolchain: the last words\\n", 1)
+if sys.argv[1] == "fork":
+    child = os.fork()
+    if not child:
+        os.abort()
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) + 100)
+os.kill(os.getpid(), int(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        (str(int(signal.SIGABRT)), 1, "toolchain: the last words\n"),
+        (str(int(signal.SIGSEGV)), 1, "toolchain: the last words\n"),
+        ("fork", 100 - signal.SIGABRT, ""),
+    ],
+)
+def test_a_crash_has_last_words_and_a_fork_s_has_not(how: str, code: int, said: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", CRASH, how], capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (code, said)

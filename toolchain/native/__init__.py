@@ -1,5 +1,5 @@
 """The compiled part in C, built with the package where there is a compiler, and never needed: `spikes.c` has event-driven time steps in floats,
-`ticks.c` ticks of whole numbers, and `core.c` whole phases of them.
+`ticks.c` ticks of whole numbers, and `core.c` whole phases of them. `ending.c` has the last words of a program that crashes.
 
 This module finds the library and describes what the first two take; `steps` and `ticks` check it and call them. `phases` does both for the third. No torch here.
 """
@@ -148,7 +148,7 @@ def _load(path: Path) -> ctypes.CDLL | str:
         found.toolchain_stage.restype = ctypes.c_int32
         found.toolchain_deliver.restype = ctypes.c_int64
         found.toolchain_couples.restype = ctypes.c_int64
-        found.toolchain_collect.restype = None
+        found.toolchain_collect.restype = found.toolchain_last_words.restype = None
         sizes = [
             found.toolchain_stage_size(0),
             found.toolchain_stage_size(1),
@@ -175,6 +175,7 @@ def _load(path: Path) -> ctypes.CDLL | str:
     pointer, wide, narrow = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     found.toolchain_deliver.argtypes = (pointer, pointer, wide, pointer, narrow, narrow, narrow)
     found.toolchain_couples.argtypes = (pointer, wide, narrow)
+    found.toolchain_last_words.argtypes = (ctypes.c_char_p, narrow)
     found.toolchain_collect.argtypes = (pointer, pointer, narrow, wide, narrow)
     return found
 
@@ -196,6 +197,13 @@ def loaded() -> ctypes.CDLL:
     if isinstance(found, str):
         raise ToolchainError(found)
     return found
+
+
+def last_words(text: str, code: int) -> None:
+    """From now on this process, where a library aborts it or it crashes, says `text` and ends with `code`; without a text, or where there is no library of ours, it ends as it would."""
+    found = _library()
+    if text and not isinstance(found, str):
+        found.toolchain_last_words(text.encode(), code)
 
 
 def in_pieces(samples: int, threads: int, run: Callable[[int, int], object], *, at_most: int | None = None) -> None:
