@@ -51,7 +51,7 @@ class Network(NamedTuple):
 
 def read(path: str) -> tuple[Network, Tensor, Tensor]:
     """The network of a file, its images, and the currents into the first population that the host makes of them, rounded as the chip has them."""
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "plan"}
         plan = json.loads(str(file["plan"]))
     neurons = [Neurons(tuple(p["shape"]), float(p["threshold"]), float(p["reset"])) for p in plan["populations"]]

@@ -164,7 +164,7 @@ def counted(work: Workload, peers: Peers, expected: Result, samples: int, folder
         if "error" in answer:
             found[peer] = answer["error"]
             continue
-        with np.load(folder / "counts.npz") as file:
+        with np.load(folder / "counts.npz", allow_pickle=False) as file:
             pairs = [(file[place], expected.counts[names[int(place)]][:samples]) for place in file.files]
         found[peer] = {"differ": sum(int((a != b).sum()) for a, b in pairs), "of": sum(a.size for a, _ in pairs)}
     return found
