@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -39,5 +40,6 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
 
 
 def say(message: str) -> None:
-    """One line for the person at the terminal, on stderr."""
-    print(visible(message), file=sys.stderr, flush=True)
+    """One line for the person at the terminal, on stderr; where nobody listens any more, or the log's disk is full, the work goes on."""
+    with contextlib.suppress(OSError):
+        print(visible(message), file=sys.stderr, flush=True)
