@@ -241,8 +241,9 @@ def _options(
         rewrite, dot, option = name.partition(".")
         if not dot:
             raise UsageError(f"setting '{name}' names no pass: write PASS.OPTION=VALUE, for example quantize.input_levels=255")
-        if options.get(rewrite, {}).get(option, value) != value and options[rewrite][option] != FLAGS[f"{rewrite}.{option}"]:
-            raise UsageError(f"setting '{name}={value}' contradicts the flag that says {options[rewrite][option]}: give one of the two")
+        flag = options.get(rewrite, {}).get(option)
+        if flag is not None and flag != value and flag != FLAGS[name]:
+            raise UsageError(f"setting '{name}={value}' contradicts the flag that says {flag}: give one of the two")
         options.setdefault(rewrite, {})[option] = value
     return options
 
