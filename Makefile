@@ -14,7 +14,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-slow test-core test-oldest test-312 test-newest: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-core test-oldest test-312 test-newest lint types audit docs sanitize fuzz package endurance endurance-training peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
+.PHONY: help demo test test-slow test-core test-oldest test-312 test-newest lint types audit docs sanitize fuzz package endurance endurance-training load peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -67,6 +67,9 @@ endurance: $(VENV)/ready  ## whether Lava runs always end and leave nothing: 200
 
 endurance-training: $(VENV)/ready  ## whether training runs that are killed at random moments resume to the same files, bit for bit: 100 and more
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/endurance_training.py
+
+load: $(VENV)/ready  ## whether full MNIST, pass after pass on every target, holds memory, processes and handles steady (data: docs/data.md)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/load.py
 
 peers: $(PEERS)/ready  ## the simulators that `make bench` compares with, SpikingJelly and snnTorch, on a Python 3.11 or newer of their own
 

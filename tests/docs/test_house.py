@@ -133,6 +133,7 @@ def test_make_without_a_goal_lists_every_goal():
         "package",
         "endurance",
         "endurance-training",
+        "load",
         "peers",
         *benchmarks,
     ]
