@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +37,49 @@ class Answer:
     err: str
 
 
+RUNS_CODE = {
+    "pickle.find_class",
+    "marshal.loads",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "urllib.Request",
+}
+"""What Python reports where a file's code would run or call home. The imports of libraries do some of it themselves and are left out."""
+
+
+@dataclass
+class Watch:
+    """What of `RUNS_CODE` happened while it was on."""
+
+    on: bool = False
+    seen: list[str] = field(default_factory=list)
+
+    def __call__(self, event: str, _: object) -> None:
+        if self.on and event in RUNS_CODE and not importing():
+            self.seen.append(event)
+
+
+def importing() -> bool:
+    """Whether a module is being imported, and not a file read."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@pytest.fixture(scope="session")
+def watch() -> Watch:
+    """An audit hook, which Python never takes off again; it is off between commands."""
+    made = Watch()
+    sys.addaudithook(made)
+    return made
+
+
 @pytest.fixture(scope="session")
 def verbs() -> Any:
     """The command line's verbs: made once, since a hundred commands follow."""
@@ -44,7 +87,9 @@ def verbs() -> Any:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, verbs: Any) -> Callable[..., Answer]:
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, verbs: Any, watch: Watch
+) -> Callable[..., Answer]:
     """Give a command in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(typer.main, "get_command", lambda app: verbs)
@@ -54,8 +99,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
         monkeypatch.setattr(sys, "argv", ["toolchain", *words])
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
+        watch.seen.clear()
+        watch.on = True
+        try:
+            with pytest.raises(SystemExit) as left:
+                cli.main()
+        finally:
+            watch.on = False
         for number, action in before.items():
             signal.signal(number, action)
         out, err = capfd.readouterr()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import re
 import socket
 import threading
@@ -99,7 +100,9 @@ def laid(
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_every_file_has_its_sentence(name: str, command: Any, laid: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_every_file_has_its_sentence(
+    name: str, command: Any, laid: Any, watch: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     require(name)
     files, words = laid(name, (FILES / name).read_bytes())
     for place, content in files.items():
@@ -111,8 +114,19 @@ def test_every_file_has_its_sentence(name: str, command: Any, laid: Any, tmp_pat
     assert says(f"toolchain: {EXPECTED[name]}\n" if EXPECTED[name] else "", answer.err), answer.err
     assert answer.code in (0, 4) or answer.out == ""
     assert tree(tmp_path) == before
+    assert watch.seen == []
     assert not list(recwarn)
     assert answer.out.isprintable() or set(re.findall(r"[^ -~]", answer.out)) <= {"\n"}
+
+
+def test_the_pickles_would_run_and_the_watch_would_see_it(watch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    watch.on = True
+    pickle.loads((FILES / "pickle.fsnn").read_bytes())
+    watch.on = False
+    assert watch.seen == ["pickle.find_class", "os.system"]
+    watch.seen.clear()
+    assert (tmp_path / "canary").exists()
 
 
 def test_every_file_is_expected() -> None:
