@@ -241,9 +241,9 @@ def _options(
         rewrite, dot, option = name.partition(".")
         if not dot:
             raise UsageError(f"setting '{name}' names no pass: write PASS.OPTION=VALUE, for example quantize.input_levels=255")
-        flag = options.get(rewrite, {}).get(option)
-        if flag is not None and flag != value and flag != FLAGS[name]:
-            raise UsageError(f"setting '{name}={value}' contradicts the flag that says {flag}: give one of the two")
+        said: Any = options.get(rewrite, {}).get(option)
+        if said is not None and said != value and said != FLAGS[name]:
+            raise UsageError(f"setting '{name}={value}' contradicts the flag that says {said}: give one of the two")
         options.setdefault(rewrite, {})[option] = value
     return options
 

@@ -9,6 +9,12 @@ import numpy as np
 from toolchain.errors import GraphError
 from toolchain.ir.parts import Graph, Population, Slice
 
+MOST_CORES = 2**16
+"""Cores of one chip."""
+
+MOST_BOXES = 2**26
+"""Boxes into which the edges of a population's slices cut it."""
+
 
 def verify_placement(graph: Graph) -> None:
     """Raise GraphError, naming the population and what is wrong, unless the graph has no placement or a valid one: every couple and relay in exactly one
@@ -20,6 +26,10 @@ def verify_placement(graph: Graph) -> None:
     for core in graph.placement.cores:
         where = f"core {core.core} of chip {core.chip}"
         _require(core.chip >= 0 and core.core >= 0, f"the placement has a {where}: both are numbered from 0")
+        _require(
+            core.chip < len(graph.placement.cores) and core.core < MOST_CORES,
+            f"the placement has a {where}, of {len(graph.placement.cores)} cores in all: number chips one after another, cores below {MOST_CORES:,}",
+        )
         _require((core.chip, core.core) not in seen, f"the placement has {where} twice: join its slices")
         seen.add((core.chip, core.core))
         for part in core.slices:
@@ -47,9 +57,15 @@ def _verify_cover(population: Population, parts: list[Slice]) -> None:
     )
     if len(parts) == 1:
         return
-    taken = np.zeros(population.shape, np.bool_)
+    edges = [np.unique([axis for part in parts for axis in (part.start[i], part.stop[i])]) for i in range(len(population.shape))]
+    places = [len(several) - 1 for several in edges]  # boxes between the edges: fewer than neurons
+    _require(
+        prod(places) <= MOST_BOXES, f"the placement cuts population '{population.name}' in ways that no partition does: run partition again"
+    )
+    taken = np.zeros(places, np.bool_)
     for part in parts:
-        region = taken[tuple(slice(start, stop) for start, stop in zip(part.start, part.stop, strict=True))]
+        ends = zip(edges, part.start, part.stop, strict=True)
+        region = taken[tuple(slice(*np.searchsorted(several, (start, stop))) for several, start, stop in ends)]
         _require(not region.any(), f"the placement holds neurons of {_told(part)} twice: run partition again")
         region[...] = True
 
