@@ -199,6 +199,13 @@ def test_sim_is_the_reference_at_the_limits(case: str, mode: str, assert_identic
         assert_same_as_reference(target, graph, assert_identical)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("case", LIMITS)
+def test_sim_on_a_gpu_is_the_reference_at_the_limits(case: str, assert_identical: Same) -> None:
+    for graph in (at_limits(**LIMITS[case]), Retime("exact")(at_limits(**LIMITS[case]))):
+        assert_same_as_reference(replace(SIM, device="cuda"), graph, assert_identical)
+
+
 @pytest.mark.lava
 @pytest.mark.parametrize("case", ["both ends of every range", "smallest leak, downwards", "relay, all 127", "one of each"])
 def test_lava_is_the_reference_at_the_limits(case: str, assert_identical: Same) -> None:
@@ -343,6 +350,17 @@ def _answers(target: Target, graph: Graph) -> tuple[Result, Result, Array]:
         forward = executable.run(IMAGES)
         feedback = executable.run(codec.output_error(graph, forward, LABELS), phase="feedback")
         return forward, feedback, codec.logits(graph, forward)
+
+
+@pytest.mark.lava
+def test_lava_in_floats_is_the_reference_on_dead_populations() -> None:
+    """What float targets share: nothing is rounded, and nothing saturates."""
+    graph = get("lava-sim-float").pipeline(lower(network({"hidden": 1e-38, "readout": 1e12}).double()))
+    expected, found = _answers(REFERENCE, graph), _answers(get("lava-sim-float"), graph)
+    for ours, theirs in zip(expected[:2], found[:2], strict=True):
+        for name, history in ours.history.items():
+            np.testing.assert_array_equal(history.spikes, theirs.history[name].spikes, err_msg=f"{ours.phase} spikes of '{name}'")
+    assert np.isfinite(found[2]).all()
 
 
 @pytest.mark.parametrize("flushed", [False, True])
