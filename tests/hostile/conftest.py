@@ -87,13 +87,25 @@ def verbs() -> Any:
 
 
 @pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where commands keep what they have found so far."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
 def command(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, verbs: Any, watch: Watch
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    cache: Path,
+    verbs: Any,
+    watch: Watch,
 ) -> Callable[..., Answer]:
     """Give a command in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(typer.main, "get_command", lambda app: verbs)
     monkeypatch.delenv("TOOLCHAIN_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
     def give(*words: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["toolchain", *words])

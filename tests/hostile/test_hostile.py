@@ -101,7 +101,7 @@ def laid(
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_file_has_its_sentence(
-    name: str, command: Any, laid: Any, watch: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    name: str, command: Any, laid: Any, watch: Any, cache: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     require(name)
     files, words = laid(name, (FILES / name).read_bytes())
@@ -114,6 +114,7 @@ def test_every_file_has_its_sentence(
     assert says(f"toolchain: {EXPECTED[name]}\n" if EXPECTED[name] else "", answer.err), answer.err
     assert answer.code in (0, 4) or answer.out == ""
     assert tree(tmp_path) == before
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
     assert watch.seen == []
     assert not list(recwarn)
     assert answer.out.isprintable() or set(re.findall(r"[^ -~]", answer.out)) <= {"\n"}
