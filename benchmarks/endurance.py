@@ -353,7 +353,8 @@ class Victim:
             .replace("{{", "{")
             .replace("}}", "}")
         )
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.folder = tempfile.TemporaryDirectory()  # what it saves for --resume goes with it
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": self.folder.name}
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *job.words],
             stdin=subprocess.DEVNULL,
@@ -390,6 +391,7 @@ class Victim:
         if code is None:
             self.process.communicate()
         os.close(self.pipe)
+        self.folder.cleanup()
         return seconds, code, out, err, left
 
 
@@ -472,8 +474,9 @@ def verdict(event: str, job: Job, code: int | None, out: str, err: str, left: li
 
 
 def spoken(err: str) -> list[str]:
-    """What a job said, but for what `learn` reports as it goes."""
-    return [line for line in err.splitlines() if line and not line.startswith("toolchain: epoch ")]
+    """What a job said, but for what `learn` reports as it goes, and `deploy` of what is saved."""
+    beside = re.compile(r"toolchain: (epoch |samples .* are done on \S+ and saved for --resume)")
+    return [line for line in err.splitlines() if line and not beside.match(line)]
 
 
 def expectation(event: str, library: bool) -> tuple[int, str | None]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
+from toolchain import partial
 from toolchain.fixed import CURRENT_MANTISSA, WEIGHT_EXPONENT_MAX, nearest_leak
 from toolchain.ir import (
     POTENTIAL_LIMIT,
@@ -46,6 +47,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA GPU here")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_is_saved_in_the_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs that fail save for --resume, none of the user's is touched."""
+    folder = tmp_path_factory.mktemp("partial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partial, "_root", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 """The command line: a thin shell over the functions of `toolchain`. stdout is the result, stderr is for people.
 
-Nothing heavy is imported before a verb runs, so `toolchain --help` answers at once. A flag or verb of a later version exists and is refused,
-never ignored.
+Nothing heavy is imported before a verb runs, so `toolchain --help` answers at once.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import sys
@@ -54,6 +54,7 @@ Dataset = Annotated[str, typer.Option(metavar="D", help="digits, mnist-1k, mnist
 Samples = Annotated[int | None, typer.Option(metavar="N", help="How many samples, from the first; all by default.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where torch computes.")]
 Fallback = Annotated[str | None, typer.Option(metavar="TARGET", help="Run there where a target's dependency is missing, and say so.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the same command had done when it failed or was ended.")]
 DataDir = Annotated[
     Path | None, typer.Option(parser=_path, metavar="DIR", help="Where data sets are; else $TOOLCHAIN_DATA, else the cache.")
 ]
@@ -80,12 +81,6 @@ def _print(outcome: Outcome, json: bool = False) -> None:
     import msgspec
 
     print(visible(msgspec.json.format(msgspec.json.encode(outcome.to_json()), indent=2).decode()))
-
-
-def _later(what: str, given: object = True) -> None:
-    """Refuse a flag or verb of a later version."""
-    if given:
-        raise UsageError(f"{what} is not part of this version of the toolchain ({toolchain.__version__}): leave it out")
 
 
 def _unused(context: typer.Context, by: str, names: tuple[str, ...]) -> None:
@@ -278,7 +273,7 @@ def deploy(
     predictions: Annotated[
         Path | None, typer.Option(parser=_path, metavar="FILE.npz", help="Write predictions, labels, logits and rates.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Not part of this version.")] = False,
+    resume: Resume = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
@@ -290,7 +285,6 @@ def deploy(
         raise UsageError(f"--jobs takes a whole number from 1, not {jobs}")
     if scheduler is not None:
         _unused(context, "--scheduler, whose workers are the jobs", ("jobs",))
-    _later("--resume of deploy", resume)
     outcome = toolchain.deploy(
         model,
         target=target,
@@ -325,6 +319,7 @@ def compare(
     ] = None,
     report: Annotated[Path | None, typer.Option(parser=_path, metavar="DIR", help="Write an HTML page and pictures there.")] = None,
     fallback: Fallback = None,
+    resume: Resume = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
@@ -682,6 +677,8 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
     try:
         _open_streams()
+        _require_folder()
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its cache is not the user's business
         endings.watch()
         shortage.keep_reserve()
         if shortage.one_thread_if_short():
@@ -698,7 +695,7 @@ def main() -> NoReturn:
         # of several processes, torchrun terminates those that outlive one that failed, which has said why
         code = _failed("terminated", TERMINATED) if left.code == TERMINATED and processes.alone() else left.code
     except ToolchainError as error:
-        code = _failed(str(error), error.exit_code, debug)
+        code = _failed(str(error), error.exit_code, debug) if shortage.found(error) is None else _unexpected(error, arguments, debug)
     except typer.TyperException as error:
         said = f"{error.format_message().rstrip('.')}: see toolchain {_verb_of(arguments)}--help"
         code = _failed(said, 2, debug) if processes.speaks() else 2
@@ -716,6 +713,14 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+
+
+def _require_folder() -> None:
+    """Libraries look for their own parts from the working directory: MKL ends the program without it."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(f"the working directory is gone ({error.strerror}): change to one that exists") from None
 
 
 def last_words() -> str:
@@ -777,7 +782,7 @@ def _failed(message: str, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
     reasons = [" ".join(part.split()) for part in message.split("\n- ")]  # one sentence, or a line for each of several reasons
-    print(visible("toolchain: " + "\n  - ".join(reasons)), file=sys.stderr, flush=True)
+    say("toolchain: " + "\n  - ".join(reasons))
     return code
 
 

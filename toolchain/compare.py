@@ -21,6 +21,7 @@ from toolchain.errors import UsageError
 from toolchain.feedback import Feedback, both_phases, exact, float_graph, in_floats
 from toolchain.files import ready_folder
 from toolchain.ir import Graph
+from toolchain.partial import Partials
 from toolchain.passes import Pass
 from toolchain.progress import track
 from toolchain.source import Model, Source, find
@@ -39,12 +40,14 @@ def compare(
     fallback: str | None = None,
     data_dir: str | Path | None = None,
     budget_samples: int | None = None,
+    resume: bool = False,
 ) -> Comparison:
     """Run `dataset` on every target and compare each with the first, the feedback phase too where the model has one.
 
     Where a target runs integers, the way of the accuracy from the float model to the first of them is split into factors on the first `budget_samples` samples (None: as
     many as take about 15 seconds, 0: not at all). `max_drop` in points of accuracy decides `passed`. `report` names a folder for index.html and pictures. A target missing here is an error, or
-    runs on `fallback`, which the result records.
+    runs on `fallback`, which the result records. Forward runs of a comparison that failed or was ended are saved as those of `deploy` are, and the same call with `resume`
+    goes on from them; the feedback phase, the budget and the report are made anew.
     """
     if not targets or len(set(targets)) != len(targets):
         raise UsageError(f"compare needs different targets, not '{','.join(targets)}'")
@@ -58,26 +61,26 @@ def compare(
     chosen = [(name, available(name, fallback)) for name in targets]
     time_steps, size = sample_shape(source, dataset)
     loaded = data.load(dataset, samples=samples, data_dir=data_dir, time_steps=time_steps, image_size=size)
-    deployments = [classify(source, target, name, loaded, _options(target, device)) for name, target in chosen]
-    gradients = [_feedback(source, target, loaded, device) for _, target in track(chosen, f"feedback of {source.name}")]
-    rows = tuple(_row(d, deployments[0], g, gradients[0]) for d, g in zip(deployments, gradients, strict=True))
-    drop = max(deployments[0].accuracy - d.accuracy for d in deployments)
-    comparison = Comparison(
-        source.name,
-        rows,
-        drop,
-        max_drop,
-        budget=_budget(source, chosen, deployments, loaded, budget_samples),
-        inside=_inside(source, chosen, loaded),
-        fidelity=_fidelity(source, rows, loaded),
-    )
-    if report is None:
-        return comparison
-    from toolchain.report import write
+    with Partials(resume=resume, lower=("--samples",)) as partials:
+        deployments = [classify(source, target, name, loaded, _options(target, device), partials) for name, target in chosen]
+        gradients = [_feedback(source, target, loaded, device) for _, target in track(chosen, f"feedback of {source.name}")]
+        rows = tuple(_row(d, deployments[0], g, gradients[0]) for d, g in zip(deployments, gradients, strict=True))
+        comparison = Comparison(
+            source.name,
+            rows,
+            max(deployments[0].accuracy - d.accuracy for d in deployments),
+            max_drop,
+            budget=_budget(source, chosen, deployments, loaded, budget_samples),
+            inside=_inside(source, chosen, loaded),
+            fidelity=_fidelity(source, rows, loaded),
+        )
+        if report is None:
+            return comparison
+        from toolchain.report import write
 
-    sample = _telling(gradients[0])
-    traces = [trace(source, target, name, loaded, device, sample) for name, target in chosen]
-    return replace(comparison, report=write(comparison, traces, Path(report)))
+        sample = _telling(gradients[0])
+        traces = [trace(source, target, name, loaded, device, sample) for name, target in chosen]
+        return replace(comparison, report=write(comparison, traces, Path(report)))
 
 
 def _budget(

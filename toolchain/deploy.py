@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -17,24 +18,20 @@ import numpy as np
 import numpy.typing as npt
 
 import toolchain
-from toolchain import checkpoint, codec, crews, data, devices, shards
+from toolchain import checkpoint, crews, data, devices, seen, shards
 from toolchain.compiler import executable, forward_only, graph_for, lowered
 from toolchain.errors import UsageError
 from toolchain.files import ready_folder, replace_file
 from toolchain.ir import Array, Graph
 from toolchain.module_run import ModuleRun, carries_feedback, outline
+from toolchain.partial import Partial, Partials, Question
 from toolchain.passes import FLOAT_PIPELINE, Fold
 from toolchain.progress import say, track
+from toolchain.seen import Seen, Watch
 from toolchain.shards import Message
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Target, get
-from toolchain.versions import versions
-
-CHUNK = 256
-"""Samples handed to a target at a time: a progress bar's step."""
-
-RATE_VALUES = 2**26
-"""Most rates that a record keeps, half a GiB: of large networks those of the first samples."""
+from toolchain.versions import processor, versions
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Deployment:
     """One data set on one target. Accuracies are fractions of 1; `seconds` leaves out start-up and compilation (`startup_seconds`).
 
     Synaptic operations are None where target torch ran a network that has no graph: they are counted on graphs. `rates` of couples, (samples, *shape),
-    have the first samples only where all would be more than `RATE_VALUES`. Where several `jobs` shared the samples, `seconds` is the time of all of
+    have the first samples only where all would be more than `seen.RATE_VALUES`. Where several `jobs` shared the samples, `seconds` is the time of all of
     them together, and `device` and `versions` are theirs; `retries` counts shards that were run again.
     """
 
@@ -112,14 +109,16 @@ def deploy(
     device: str = "auto",
     fallback: str | None = None,
     predictions: str | Path | None = None,
+    resume: bool = False,
     data_dir: str | Path | None = None,
 ) -> Deployment:
     """Classify `dataset` (its first `samples` test samples) with `model` on `target`.
 
     `jobs` processes of this machine share the samples, or the workers of the Dask `scheduler` at an address; the result is the same (docs/scaling.md).
     Where the target is missing (on the machines that would run it), `fallback` names the one to run instead: said on stderr and recorded in `ran_on`.
-    `predictions` writes an .npz with predictions, labels, logits and rates. Raises UsageError for a bad name or option, DesignRuleError where the graph
-    does not fit.
+    `predictions` writes an .npz with predictions, labels, logits and rates. What a run that failed or was ended has found is saved, and the same call with
+    `resume` goes on from it. Raises UsageError for a bad name or option, DesignRuleError where the graph does not fit, ToolchainError, with what was done,
+    where the run itself fails.
     """
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}: give a whole number from 1")
@@ -132,71 +131,79 @@ def deploy(
     if predictions is not None:
         _require_place(Path(predictions))
     options = Options(batch, synapses, device)
-    if jobs == 1 and scheduler is None:
-        deployment = classify(source, available(target, fallback), target, loaded, options)
-    else:
-        with crews.crew(opened, jobs, scheduler) as crew:
-            deployment = shared(model, source, available(target, fallback, lacks=crew.lacks), target, loaded, options, crew)
-    if predictions is not None:
-        write_predictions(deployment, Path(predictions))
+    with Partials(resume=resume, lower=shards.LOWER if jobs > 1 else shards.LOWER[1:]) as partials:
+        if jobs == 1 and scheduler is None:
+            deployment = classify(source, available(target, fallback), target, loaded, options, partials)
+        else:
+            with crews.crew(opened, jobs, scheduler) as crew:
+                deployment = shared(model, source, available(target, fallback, lacks=crew.lacks), target, loaded, options, crew, partials)
+        if predictions is not None:
+            write_predictions(deployment, Path(predictions))
     return deployment
 
 
-def classify(source: Source, chosen: Target, asked: str, dataset: data.Dataset, options: Options) -> Deployment:
-    """The forward phase of every sample of `dataset` on `chosen`; `asked` is the target the user named."""
+def classify(
+    source: Source, chosen: Target, asked: str, dataset: data.Dataset, options: Options, partials: Partials | None = None
+) -> Deployment:
+    """The forward phase of every sample of `dataset` on `chosen`; `asked` is the target the user named, `partials` where the answers so far are saved."""
     began = time.perf_counter()
     with started(source, chosen, options, phases=("forward",)) as run:
+        graph, device, watch = run.graph, device_of(chosen, options), Watch(run)
+        question = _saved_question(source, chosen, dataset, options, graph, device, versions())
+        partial = Partial(question) if partials is None else partials.of(question)
         ready = time.perf_counter()
-        watch = _Watch(run)
-        starts = range(0, len(dataset), CHUNK)
+        unit = seen.unit(_neurons(graph), batch=_chosen_batch(options), exact=graph.integer, alone=options.synapses != "own")
+        todo = partial.missing([slice(0, len(dataset))])
         label = f"{source.name} on {chosen.name}"
-        pieces = [watch.see(dataset.images[first : first + CHUNK], first) for first in track(starts, label, total=len(starts))]
-        graph = run.graph
-    seen = _joined(pieces)
-    return _deployment(
-        source, chosen, asked, dataset, graph, seen, device=device_of(chosen, options), startup=ready - began, seconds=seen.seconds
-    )
+        for part in track(seen.cut(todo, unit), label, total=sum(map(_length, todo)), weight=_length):
+            images = dataset.images[part]
+            partial.add(part, watch.see(images, part.start).message(), images)
+    found = seen.joined([Seen.of(answer) for answer in partial.answers()])
+    return _deployment(source, chosen, asked, dataset, graph, found, device=device, startup=ready - began, seconds=found.sums.seconds)
 
 
 def shared(
-    model: Model, source: Source, chosen: Target, asked: str, dataset: data.Dataset, options: Options, crew: crews.OpenCrew
+    model: Model,
+    source: Source,
+    chosen: Target,
+    asked: str,
+    dataset: data.Dataset,
+    options: Options,
+    crew: crews.OpenCrew,
+    partials: Partials,
 ) -> Deployment:
     """`classify`, where the workers of `crew` share the samples: they get the compiled graph and their rows, and the answers are put in order."""
     began = time.perf_counter()
     job = _job(model, source, chosen, options)
     graph = _graph_of(job)
-    dealt = shards.dealt(
-        len(dataset),
-        crew.size,
-        neurons=sum(prod(population.shape) for population in graph.populations),
-        batch=None if options.batch == "auto" else _batch(options.batch),
-        exact=graph.integer,
-    )
-    names = [f"samples {part.start:,} to {part.stop - 1:,} of {dataset.name}" for part in dealt]
+    dealt = shards.dealt(len(dataset), crew.size, neurons=_neurons(graph), batch=_chosen_batch(options), exact=graph.integer)
     tries = shards.Tries()
     greetings = crew.ready(job, len(dealt), tries)
+    theirs = [hello.facts["versions"] for hello in greetings]
+    ran = {name: ", ".join(sorted({versions[name] for versions in theirs})) for name in theirs[0]}
+    device = ", ".join(sorted({hello.facts["device"] for hello in greetings}))
+    partial = partials.of(_saved_question(source, chosen, dataset, options, graph, device, ran))
+    todo = partial.missing(dealt)
+    names = [f"samples {part.start:,} to {part.stop - 1:,} of {dataset.name}" for part in todo]
+    asking = [_Asking(dataset, part) for part in todo]
     ready = time.perf_counter()
     label = f"{source.name} on {chosen.name}, {len(greetings)} jobs"
-    found = dict(track(shards.answers(crew, [_question(dataset, part) for part in dealt], names, tries), label, total=len(dealt)))
-    seconds = time.perf_counter() - ready
+    answers = shards.answers(crew, [each.question for each in asking], names, tries)
+    for number, answer in track(answers, label, total=sum(map(_length, todo)), weight=lambda found: _length(todo[found[0]])):
+        partial.add(todo[number], answer, asking[number].images)
+        asking[number].images = EMPTY
     deployment = _deployment(
         source,
         chosen,
         asked,
         dataset,
         graph,
-        _joined([_Seen.of(found[number]) for number in range(len(dealt))]),
-        device=", ".join(sorted({hello.facts["device"] for hello in greetings})),
+        seen.joined([Seen.of(answer) for answer in partial.answers()]),
+        device=device,
         startup=ready - began,
-        seconds=seconds,
+        seconds=partial.seconds + time.perf_counter() - ready,
     )
-    theirs = [hello.facts["versions"] for hello in greetings]
-    return replace(
-        deployment,
-        versions={name: ", ".join(sorted({versions[name] for versions in theirs})) for name in theirs[0]},
-        jobs=len(greetings),
-        retries=tries.again + crew.run_again(),
-    )
+    return replace(deployment, versions=ran, jobs=len(greetings), retries=tries.again + crew.run_again())
 
 
 def _deployment(
@@ -205,13 +212,13 @@ def _deployment(
     asked: str,
     dataset: data.Dataset,
     graph: Graph,
-    seen: _Seen,
+    found: Seen,
     *,
     device: str,
     startup: float,
     seconds: float,
 ) -> Deployment:
-    predicted = np.asarray(seen.logits.argmax(axis=1), np.int64)
+    predicted = np.asarray(found.logits.argmax(axis=1), np.int64)
     correct = int((predicted == dataset.labels).sum())
     phase = graph.phase("forward")
     return Deployment(
@@ -228,83 +235,15 @@ def _deployment(
         startup_seconds=startup,
         seconds=seconds,
         samples_per_second=len(predicted) / seconds,
-        spikes_per_sample=seen.spikes / len(predicted),
-        synaptic_operations_per_sample=None if seen.operations is None else seen.operations / len(predicted),
-        saturations=seen.saturations,
-        clipped_currents=seen.clipped_currents,
+        spikes_per_sample=found.sums.spikes / len(predicted),
+        synaptic_operations_per_sample=None if found.sums.operations is None else found.sums.operations / len(predicted),
+        saturations=found.sums.saturations,
+        clipped_currents=found.sums.clipped_currents,
         versions=versions(),
         predictions=predicted,
         labels=np.asarray(dataset.labels, np.int64),
-        logits=seen.logits,
-        rates=seen.rates,
-    )
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What samples left behind on a target; sums over all of them, `seconds` of the target alone."""
-
-    logits: npt.NDArray[np.float64]
-    rates: dict[str, npt.NDArray[np.float64]]
-    spikes: float
-    operations: float | None
-    saturations: int
-    clipped_currents: int
-    seconds: float
-
-    def message(self) -> Message:
-        facts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("logits", "rates")}
-        return Message(facts, {"logits": self.logits} | {f"rates.{name}": rates for name, rates in self.rates.items()})
-
-    @classmethod
-    def of(cls, message: Message) -> _Seen:
-        rates = {name.removeprefix("rates."): rates for name, rates in message.arrays.items() if name != "logits"}
-        return cls(logits=message.arrays["logits"], rates=rates, **message.facts)
-
-
-class _Watch:
-    """Reads what a target makes of samples, a piece of the data set at a time: of large networks no more is kept than fits in memory."""
-
-    def __init__(self, run: Executable) -> None:
-        self._run = run
-        self._graph = run.graph
-        phase = self._graph.phase("forward")
-        self._couples = self._graph.of_kind("couple")
-        self._kept = max(1, RATE_VALUES // sum(prod(population.shape) for population in self._couples))
-        self._fan_outs = codec.weights_met(self._graph, phase) if phase.synapses else None
-
-    def see(self, images: Array, first: int) -> _Seen:
-        """Run `images`, the samples of the data set from number `first`."""
-        graph = self._graph
-        began = time.perf_counter()
-        result = self._run.run(images)
-        seconds = time.perf_counter() - began
-        names = [population.name for population in self._couples]
-        operations = None
-        if self._fan_outs is not None:
-            operations = float(codec.synaptic_operations(graph, result, inputs=images, fan_outs=self._fan_outs).sum())
-        return _Seen(
-            codec.logits(graph, result),
-            {name: codec.rates(graph, result, name)[: max(0, self._kept - first)] for name in names},
-            sum(float(result.activity[name].sum()) for name in names),
-            operations,
-            sum(int(s.sum()) for s in result.saturations.values()),
-            codec.clipped_currents(graph, images),
-            seconds,
-        )
-
-
-def _joined(pieces: Sequence[_Seen]) -> _Seen:
-    """The pieces of a data set, in order, as one."""
-    operations = [piece.operations for piece in pieces if piece.operations is not None]
-    return _Seen(
-        np.concatenate([piece.logits for piece in pieces]),
-        {name: np.concatenate([piece.rates[name] for piece in pieces]) for name in pieces[0].rates},
-        sum(piece.spikes for piece in pieces),
-        sum(operations) if operations else None,
-        sum(piece.saturations for piece in pieces),
-        sum(piece.clipped_currents for piece in pieces),
-        sum(piece.seconds for piece in pieces),
+        logits=found.logits,
+        rates=found.rates,
     )
 
 
@@ -346,8 +285,79 @@ def _graph_of(job: Message) -> Graph:
     return msgspec.structs.replace(msgspec.convert(job.facts["graph"], Graph), tensors=tensors)
 
 
-def _question(dataset: data.Dataset, part: slice) -> Callable[[], bytes]:
-    return lambda: Message({"first": part.start}, {"images": np.asarray(dataset.images[part])}).packed()
+EMPTY = np.zeros(0, np.float32)
+
+
+class _Asking:
+    """The question about the samples `part`, which keeps their images until the answer is there: of some data sets they are decoded anew."""
+
+    def __init__(self, dataset: data.Dataset, part: slice) -> None:
+        self._dataset = dataset
+        self._part = part
+        self.images: Array = EMPTY
+
+    def question(self) -> bytes:
+        self.images = np.asarray(self._dataset.images[self._part])
+        return Message({"first": self._part.start}, {"images": self.images}).packed()
+
+
+def _saved_question(
+    source: Source, chosen: Target, dataset: data.Dataset, options: Options, graph: Graph, device: str, ran: dict[str, str]
+) -> Question:
+    """By what the answers of this run are known again. What cannot change them is no part of it: jobs, and of integers the batch and the processor."""
+
+    def facts() -> dict[str, str | int]:
+        summed = {"batch": str(options.batch), "processor": processor()} if not graph.integer else {}
+        return {
+            "model": source.name,
+            "target": chosen.name,
+            "dataset": dataset.name,
+            "samples": len(dataset),
+            "device": device,
+            "synapses": options.synapses,
+            "network": _digest(graph, source if chosen.name == "torch" else None),
+            **{f"version of {name}": version for name, version in ran.items()},
+            **summed,
+        }
+
+    return Question(
+        model=source.name,
+        target=chosen.name,
+        dataset=dataset.name,
+        samples=len(dataset),
+        facts=facts,
+        inputs=lambda part: np.asarray(dataset.images[part]),
+        fits=lambda part, answer: seen.fits(graph, part, answer),
+        largest=seen.largest(graph, len(dataset)),
+    )
+
+
+def _digest(graph: Graph, source: Source | None) -> str:
+    """A sum over everything in a graph, and over everything in the module of `source`, which target torch runs."""
+    sum_ = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(graph, tensors={}), order="deterministic"))
+    tensors = dict(graph.tensors)
+    if source is not None and source.module is not None:
+        parts = source.module.named_modules()
+        plain = [(name, {key: value for key, value in vars(part).items() if not key.startswith("_")}) for name, part in parts]
+        sum_.update(repr((source.module, plain)).encode())
+        for name, tensor in (*source.module.named_parameters(), *source.module.named_buffers()):
+            tensors[f"module.{name}"] = tensor.detach().cpu().numpy()
+    for name in sorted(tensors):
+        sum_.update(f"{name}:{tensors[name].dtype.str}:{tensors[name].shape}".encode())
+        sum_.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return sum_.hexdigest()
+
+
+def _neurons(graph: Graph) -> int:
+    return sum(prod(population.shape) for population in graph.populations)
+
+
+def _chosen_batch(options: Options) -> int | None:
+    return None if options.batch == "auto" else _batch(options.batch)
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
 
 
 class _Opened:
@@ -356,7 +366,7 @@ class _Opened:
     def __init__(self, run: Executable, device: str) -> None:
         self._run = run
         self._device = device
-        self._watch = _Watch(run)
+        self._watch = Watch(run)
 
     def greeting(self) -> Message:
         return Message({"device": self._device, "versions": versions()})
@@ -447,7 +457,7 @@ def _module_run(source: Source, chosen: Target, options: Options, phases: tuple[
 
 def _module_executable(source: Source, graph: Graph, options: Options) -> Executable:
     assert source.module is not None
-    return ModuleRun(source.module, graph, device=options.device, batch=None if options.batch == "auto" else _batch(options.batch))
+    return ModuleRun(source.module, graph, device=options.device, batch=_chosen_batch(options))
 
 
 def _module_graph(source: Source, chosen: Target, options: Options, phases: tuple[str, ...]) -> Graph | None:

@@ -14,11 +14,12 @@ from toolchain import checkpoint, codec, data, models
 from toolchain.analysis.prices import inference, prices, training
 from toolchain.analysis.workload import PhaseCounts, Tally, connection_sparsity, footprint
 from toolchain.compiler import executable, forward_only, graph_for, uncompiled
-from toolchain.deploy import CHUNK, Options, configure, device_of, sample_shape
+from toolchain.deploy import Options, configure, device_of, sample_shape
 from toolchain.errors import ToolchainError, UsageError
 from toolchain.estimation import COUNTED_ON, Charged, Estimate
 from toolchain.ir import Graph
 from toolchain.progress import track
+from toolchain.seen import CHUNK
 from toolchain.source import Model, Source
 from toolchain.sweep import folded_and_rest
 from toolchain.target import Target, get

@@ -114,9 +114,11 @@ class Partials:
 
     def _tell(self, error: BaseException) -> None:
         """Save what is not saved yet, and have the error say what was done and what was not."""
+        missing = shortage.found(error)
+        if missing is not None:
+            shortage.free(error)
         for each in self._all:
             each.save()
-        missing = shortage.found(error)
         worth = [each for each in self._all if each.done or missing is not None or getattr(error, "exit_code", 0) == 1]
         said = "; ".join(each.said() for each in worth)
         if missing is not None and self._all:
@@ -196,8 +198,8 @@ class Partial:
             replace_file(self._folder / f"{self._number:06}-{count}.answers", hashlib.sha256(body).digest() + body)
             for file in old:
                 file.unlink(missing_ok=True)
-        except (ToolchainError, OSError) as error:
-            self._failed = str(error)
+        except (ToolchainError, OSError, MemoryError) as error:
+            self._failed = str(error) or "there is no memory left for it"
             say(f"toolchain: the answers so far are not saved: {error}")
             return
         self._number += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,16 +27,19 @@ def visible(text: str) -> str:
     return text.translate(SHOWN)
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """`items`, with a bar called `label` while they are consumed."""
+def track(items: Iterable[T], label: str, total: int | None = None, weight: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
+    """`items`, with a bar called `label` while they are consumed; an item is `weight` of `total`."""
     if not sys.stderr.isatty():
         yield from items
         return
     from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import track as bar
+    from rich.progress import Progress
 
-    yield from bar(items, description=escape(visible(label)), total=total, console=Console(stderr=True), transient=True)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(label, total=len(items) if total is None and isinstance(items, Sized) else total)
+        for item in items:
+            yield item
+            progress.advance(bar, weight(item))
 
 
 def say(message: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import socket
 import threading
 import traceback
@@ -21,6 +22,7 @@ import msgspec
 import numpy as np
 
 import toolchain
+from toolchain import shortage
 from toolchain.errors import DesignRuleError, ToolchainError, UsageError
 from toolchain.ir import Array
 
@@ -39,8 +41,15 @@ AT_ONCE = 2**22
 IDLE = 60.0
 """Seconds after which a worker that is not asked any more closes what it has open: the one who asked may be gone."""
 
+LOWER = ("--jobs", "--batch", "--samples")
+"""The settings by which a run takes less of the machine."""
+
 PATIENCE = 3.0
 """Seconds that a shard which is running may take before a job's end closes what it runs on."""
+
+
+NUMBERS = re.compile(r"[<>|][biuf][1248]")
+"""The types of arrays that travel, as NumPy writes them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,10 @@ class Message:
 
     @classmethod
     def unpacked(cls, data: bytes) -> Message:
+        """ValueError or msgspec.MsgspecError where `data` is no such message; other arrays than plain numbers are none."""
         facts, arrays = msgspec.msgpack.decode(data, type=tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...], bytes]]])
+        if not all(NUMBERS.fullmatch(kind) for kind, _, _ in arrays.values()):
+            raise ValueError("an array holds no plain numbers")
         return cls(facts, {name: np.frombuffer(raw, np.dtype(kind)).reshape(shape) for name, (kind, shape, raw) in arrays.items()})
 
 
@@ -110,8 +122,8 @@ def dealt(samples: int, workers: int, *, neurons: int, batch: int | None, exact:
     Shards are whole batches where the user chose a `batch`. Sums of floats depend on how many rows are multiplied together: where
     arithmetic is not `exact`, shards are cut where one process cuts its batches.
     """
-    least = batch or max(1, min(FEWEST, AT_ONCE // neurons))
-    size = min(max(-(-samples // (SHARDS_EACH * workers)), least), max(least, 2 * least if batch is None else MOST))
+    fewest = least(neurons, batch)
+    size = min(max(-(-samples // (SHARDS_EACH * workers)), fewest), max(fewest, 2 * fewest if batch is None else MOST))
     if batch is not None:
         size = -(-size // batch) * batch
     if exact:
@@ -119,6 +131,11 @@ def dealt(samples: int, workers: int, *, neurons: int, batch: int | None, exact:
     elif batch is None or MOST % batch:
         size = MOST
     return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
+
+
+def least(neurons: int, batch: int | None) -> int:
+    """The fewest samples that keep a target busy: a batch."""
+    return batch or max(1, min(FEWEST, AT_ONCE // neurons))
 
 
 class Tries:
@@ -263,8 +280,11 @@ def _failure(error: Exception) -> Failure:
     detail = "".join(traceback.format_exception(error))
     if isinstance(error, ToolchainError):
         return Failure(str(error), error.exit_code, again=error.exit_code == ToolchainError.exit_code, detail=detail)
+    missing = shortage.found(error)
+    if missing is not None:
+        return Failure(f"the worker on {where()} {missing.sentence}: {missing.remedy(LOWER)}", detail=detail)
     said = f"the worker on {where()} failed with {type(error).__name__}: {error}: see the cause with --debug"
-    return Failure(said, again=isinstance(error, (OSError, MemoryError)), detail=detail)
+    return Failure(said, again=isinstance(error, OSError), detail=detail)
 
 
 @contextlib.contextmanager

@@ -11,11 +11,12 @@ import numpy as np
 
 from toolchain import codec, data
 from toolchain.compiler import compiled_as, executable, forward_only, lowered
-from toolchain.deploy import CHUNK, Options, classify, configure
+from toolchain.deploy import Options, classify, configure
 from toolchain.errors import DesignRuleError, UsageError
 from toolchain.ir import Array, Graph
 from toolchain.passes import FLOAT_PIPELINE, Pipeline
 from toolchain.progress import track
+from toolchain.seen import CHUNK
 from toolchain.source import Source
 from toolchain.target import Result, Target, get
 

@@ -18,10 +18,6 @@ from toolchain.target import get
 
 ROOT = Path(__file__).resolve().parents[2]
 
-REFUSED = [
-    ("deploy mnist-fc --target sim --resume", "--resume"),
-]
-
 USAGE = [
     ("deploy", "MODEL"),
     ("deploy mnist-fc", "--target"),
@@ -96,13 +92,6 @@ def assert_one_sentence(answer, code, word):
     assert answer.err.count("\n") == 1, answer.err
     assert re.search(word, answer.err), answer.err
     assert not list(Path.cwd().iterdir())
-
-
-@pytest.mark.parametrize(("words", "flag"), REFUSED)
-def test_flags_and_verbs_of_later_versions_are_refused(command, words, flag):
-    answer = command(*words.split())
-    assert_one_sentence(answer, 2, flag)
-    assert "this version" in answer.err
 
 
 @pytest.mark.parametrize(("words", "named"), USAGE)

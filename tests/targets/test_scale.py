@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import toolchain
-from toolchain import crews, shards
+from toolchain import crews, partial, shards
 from toolchain.deploy import Deployment
 from toolchain.errors import DesignRuleError, ToolchainError, UsageError
 from toolchain.shards import Failure, Message, Tries, answers, dealt
@@ -365,9 +365,7 @@ def test_a_lost_worker_loses_nothing(who: str, monkeypatch: pytest.MonkeyPatch) 
 def test_workers_that_die_every_time_end_the_run_with_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "RETRIES", 1)
     monkeypatch.setattr(crews.LocalCrew, "give", killing(first_worker, 0)(crews.LocalCrew.give))
-    expected = (
-        r"^samples [0-9 to]+ of digits failed 2 times, the last time because its worker process was ended.*fewer jobs or a smaller batch$"
-    )
+    expected = r"^samples [0-9 to]+ of digits failed 2 times, the last time because its worker process was ended.*fewer jobs or a smaller batch; none of the 5 samples of digits is done on reference$"
     with pytest.raises(ToolchainError, match=expected):
         digits("reference", 5, jobs=2)
 
@@ -387,7 +385,7 @@ def command(artefact: Path, *words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(artefact.parent)},
         start_new_session=True,
     )
 
@@ -561,6 +559,30 @@ def test_workers_of_another_version_are_refused(cluster: Cluster, pair: tuple[in
     monkeypatch.setattr(toolchain, "__version__", "9.9")
     with pytest.raises(UsageError, match=r"worker on .* has toolchain .* and the job comes from 9\.9: install the same version on both"):
         digits("sim", scheduler=cluster.address)
+
+
+@needs_dask
+def test_a_job_on_a_cluster_that_failed_goes_on(
+    cluster: Cluster, pair: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(partial, "_root", lambda: tmp_path)
+    monkeypatch.setattr(shards, "FEWEST", 20)
+    add = partial.Partial.add
+
+    def failing(kept: partial.Partial, *answer: Any) -> None:
+        add(kept, *answer)
+        if kept.done == 120:
+            raise ToolchainError("the scheduler is gone: look at what it prints")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partial.Partial, "add", failing)
+        with pytest.raises(
+            ToolchainError, match=r"gone: look at what it prints; samples .* of digits are done on sim and saved for --resume, samples"
+        ):
+            digits("sim", samples=320, scheduler=cluster.address)
+    assert_same(digits("sim", samples=320, scheduler=cluster.address, resume=True), digits("sim", samples=320))
+    assert capsys.readouterr().err == "toolchain: digits-fc on sim goes on with 120 of 320 samples done\n"
+    assert not any(tmp_path.iterdir())
 
 
 @needs_dask

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import toolchain
-from toolchain import codec, data
+from toolchain import codec, data, seen
 from toolchain.compiler import forward_only, lowered
 from toolchain.deploy import Options, classify, sample_shape, started
 from toolchain.errors import GraphError
@@ -152,8 +150,8 @@ def test_a_record_keeps_the_rates_of_the_first_samples_of_large_networks(monkeyp
     images, labels = samples(model), np.zeros(9, np.int64)
     dataset = data.Dataset("drawn", images, labels, ("a", "b", "c"))
     whole = classify(find(model), TORCH, "torch", dataset, Options())
-    monkeypatch.setattr(sys.modules["toolchain.deploy"], "RATE_VALUES", 5 * (18 + 8) + 1)
-    monkeypatch.setattr(sys.modules["toolchain.deploy"], "CHUNK", 4)
+    monkeypatch.setattr(seen, "RATE_VALUES", 5 * (18 + 8) + 1)
+    monkeypatch.setattr(seen, "CHUNK", 4)
     cut = classify(find(model), TORCH, "torch", dataset, Options())
     np.testing.assert_array_equal(cut.logits, whole.logits)
     for name, rates in cut.rates.items():

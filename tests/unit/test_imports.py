@@ -16,15 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports from its own rank or below; `torch` marks the torch side, which imports nothing else of ours but what is named there.
 RANKS = [
     {"errors"},
-    {"ir", "native", "network", "files", "endings", "versions", "children", "shortage"},
+    {"ir", "native", "network", "files", "endings", "versions", "children", "apart", "shortage"},
     {"notation"},
     {"fixed", "limits", "metrics", "progress", "processes", "devices", "config", "data", "augment", "wiring", "planning", "shards"},
     {"artifact", "passes", "utilisation"},
     {"describe", "drawing"},
     {"process_drawing"},
     {"target"},
-    {"codec", "crews"},
-    {"probing"},
+    {"codec", "crews", "partial"},
+    {"probing", "seen"},
     {"coverage", "differences"},
     {"plasticity"},
     {"targets"},
@@ -70,6 +70,8 @@ LIGHT = (
     "progress",
     "shards",
     "crews",
+    "partial",
+    "seen",
     "versions",
 )
 HEAVY = ("torch", "lava", "matplotlib", "rich", "scipy", "safetensors.torch", "torchvision")

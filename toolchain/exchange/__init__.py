@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain import checkpoint, codec, data
-from toolchain.deploy import CHUNK, deploy, sample_shape
+from toolchain.deploy import deploy, sample_shape
 from toolchain.errors import UsageError, unknown
 from toolchain.exchange import lava_dl, netx
 from toolchain.files import ready_folder, replace_file
 from toolchain.progress import track
+from toolchain.seen import CHUNK
 from toolchain.source import Model, Source, find
 from toolchain.versions import installed, versions
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import toolchain
 from toolchain import codec, data
 from toolchain.compiler import lowered
-from toolchain.deploy import CHUNK, deploy, sample_shape
+from toolchain.deploy import deploy, sample_shape
 from toolchain.errors import DesignRuleError, UsageError
 from toolchain.exchange import nir, nir_files
 from toolchain.exchange.nir_nodes import DT, Writer, narrow, steps_late
@@ -33,6 +33,7 @@ from toolchain.files import ready_folder
 from toolchain.ir import LARGEST_MATRIX, Array, Graph, Population, Scale, Shape, Synapse, frozen
 from toolchain.passes import Fold
 from toolchain.progress import track
+from toolchain.seen import CHUNK
 from toolchain.source import Model, Source
 
 if TYPE_CHECKING:
