@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from toolchain.errors import ToolchainError
+from toolchain.errors import ToolchainError, UsageError
 
 MEMORY_WORDS = (
     "out of memory",  # CUDA, sqlite, ...
@@ -61,10 +61,14 @@ class Shortage:
 
 
 def found(error: BaseException | None) -> Shortage | None:
-    """The shortage that `error` tells of, itself or what it was raised from; None where it tells of something else, or in a sentence of ours already."""
-    if isinstance(error, ToolchainError):
+    """The shortage that `error` tells of, itself or what it was raised from; None where it tells of something else, or in a sentence of ours already.
+
+    One that blames what the user gave (exit code 2: a file that could not be read, a package that could not be loaded) is not of ours if a shortage is behind it.
+    """
+    blames = isinstance(error, UsageError)
+    if isinstance(error, ToolchainError) and not blames:
         return None
-    for each in _chain(error):
+    for each in _chain(error, hidden=blames):
         of = _of(each)
         if of is not None:
             return Shortage(of, _first_line(each))
@@ -126,13 +130,14 @@ def _of(error: BaseException) -> str | None:
     return "threads and processes" if any(word in words for word in THREAD_WORDS) else None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """`error` and what it was raised from, or while, as a traceback shows them."""
+def _chain(error: BaseException | None, *, hidden: bool = False) -> Iterator[BaseException]:
+    """`error` and what it was raised from, or while, as a traceback shows them; with `hidden` also what it was raised `from None` in spite of."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ if error.__cause__ is not None or error.__suppress_context__ else error.__context__
+        shown = error.__cause__ if error.__cause__ is not None or error.__suppress_context__ else error.__context__
+        error = error.__context__ if hidden and shown is None else shown
 
 
 def _first_line(error: BaseException) -> str:

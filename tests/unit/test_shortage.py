@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from toolchain import native, shortage
-from toolchain.errors import ToolchainError
+from toolchain.errors import ArtifactError, ToolchainError
 
 
 def raised(make: object) -> BaseException:
@@ -82,6 +82,17 @@ def test_an_error_that_hides_its_cause_is_judged_by_its_own_words() -> None:
             raise ValueError("a size is wrong") from None
 
     assert shortage.found(raised(make)) is None
+
+
+def test_a_file_is_not_blamed_for_a_shortage() -> None:
+    def make(kind: type[ToolchainError]) -> None:
+        try:
+            raise RuntimeError("unable to mmap 1913656 bytes from file <x.safetensors>: Cannot allocate memory (12)")
+        except RuntimeError as error:
+            raise kind(f"'x.safetensors' is damaged ({error}): restore it") from None
+
+    assert shortage.found(raised(lambda: make(ArtifactError))) is not None
+    assert shortage.found(raised(lambda: make(ToolchainError))) is None
 
 
 def test_the_remedy_names_what_to_lower() -> None:

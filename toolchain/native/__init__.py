@@ -203,7 +203,7 @@ def last_words(text: str, code: int) -> None:
     """From now on this process, where a library aborts it or it crashes, says `text` and ends with `code`; without a text, or where there is no library of ours, it ends as it would."""
     found = _library()
     if text and not isinstance(found, str):
-        found.toolchain_last_words(text.encode(), code)
+        found.toolchain_last_words(text.encode(errors="backslashreplace"), code)
 
 
 def in_pieces(samples: int, threads: int, run: Callable[[int, int], object], *, at_most: int | None = None) -> None:
