@@ -107,6 +107,13 @@ def _nir() -> Made:
         del nodes["w"]["weight"]
         nodes["w"].create_dataset("weight", (2**25, 2**25), "<f4", chunks=(64, 64), compression="gzip")
 
+    def filtered(nodes: Any) -> None:
+        del nodes["w"]["weight"]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk((3, 4))
+        plan.set_filter(32_000, h5py.h5z.FLAG_OPTIONAL, ())
+        h5py.h5d.create(nodes["w"].id, b"weight", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((3, 4)), plan)
+
     def deep(nodes: Any) -> None:
         group = nodes
         for _ in range(20):
@@ -136,6 +143,7 @@ def _nir() -> Made:
     yield "stored-outside.nir", "values that are the bytes of a file of this machine", changed(stored)
     yield "virtual.nir", "values that are put together from another file", changed(virtual)
     yield "huge.nir", "4 PiB of fill values in a few bytes", changed(huge)
+    yield "filter.nir", "values packed by a filter, which HDF5 would load as a plug-in", changed(filtered)
     yield "deep.nir", "groups 20 deep", changed(deep)
     yield "references.nir", "references where weights belong", changed(objects)
     yield "node-python.nir", "a node whose type is a function", changed(kind("os.system"))

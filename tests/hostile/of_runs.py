@@ -102,6 +102,7 @@ def files() -> Made:
     """Every file of a run."""
     yield from _checkpoints()
     yield from _lasts()
+    yield from _lessons()
     yield from _configs()
     line = json.dumps(dict.fromkeys(LINE, 0.5) | {"epoch": 1})
     yield "metrics-no-json.jsonl", "a line that is Python", b"__import__('os').system('touch canary')\n"
@@ -191,6 +192,13 @@ def _lasts() -> Made:
         checkpoint(last(), about(progress={"scale_factor": "touch canary"})),
     )
     yield "last-other-config.safetensors", "the state of another run", checkpoint(last(random=None), about(config=config(lr=0.7)))
+
+
+def _lessons() -> Made:
+    yield "lesson-pickle.safetensors", "a pickle that runs a command, where learning goes on from", RUN_ME
+    yield "lesson-of-training.safetensors", "the state of another kind of run", checkpoint(last(random=None), about())
+    yield "lesson-deep.safetensors", "a description of 1,500 lists within lists", safetensors({"__metadata__": {"lesson": "[" * 1_500}})
+    yield "lesson-empty.safetensors", "no byte at all", b""
 
 
 def _configs() -> Made:
