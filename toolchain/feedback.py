@@ -236,7 +236,8 @@ def _differentiated(connection: nn.Module, name: str, current: Callable[..., Ten
         return {}
     with torch.set_grad_enabled(True):
         made = current(connection, sent, f"connection '{name}'").reshape(worth.shape)
-        gradients = torch.autograd.grad(made, list(parameters.values()), worth)
+        # the gain of a restricted weight takes no part while that is all 0
+        gradients = torch.autograd.grad(made, list(parameters.values()), worth, materialize_grads=True)
     return {f"{name}.{key}": gradient.numpy() for key, gradient in zip(parameters, gradients, strict=True)}
 
 

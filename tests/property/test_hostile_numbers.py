@@ -39,8 +39,9 @@ from toolchain.ir import (
     frozen,
     verify,
 )
-from toolchain.layers import FeedbackSNN, Neuron
+from toolchain.layers import FeedbackSNN, Limited, Neuron
 from toolchain.lower import lower
+from toolchain.network import Frobenius, Limit, Spectral
 from toolchain.passes import LOIHI_PIPELINE, Retime
 from toolchain.target import Result, Target, get
 from toolchain.targets.reference import REFERENCE
@@ -503,6 +504,21 @@ def test_among_equal_scores_the_first_class_wins_everywhere() -> None:
         found = toolchain.deploy(net, target=name, dataset="digits", samples=4)
         assert (found.predictions == 0).all(), name
         assert (found.spikes_per_sample, found.saturations) == (0, 0)
+
+
+@pytest.mark.parametrize("limit", [Spectral(norm=1.0), Frobenius(norm=1.0)])
+def test_a_restricted_weight_of_zeros_has_a_gradient(limit: Limit) -> None:
+    """There is no direction to restrict, and nothing is divided by its norm."""
+    loop = Limited(nn.Linear(4, 4, bias=False), limit)
+    with torch.no_grad():
+        for parameter in loop.parameters():
+            parameter.zero_()
+    torch.manual_seed(0)
+    net = FeedbackSNN(
+        name="restricted", input_shape=(64,), input=nn.Linear(64, 4), feedback=[(0, 0, loop)], readout=nn.Linear(4, 10), time_steps=4
+    )
+    found = toolchain.feedback(net.eval(), IMAGES, LABELS, target="sim")
+    assert all(np.isfinite(gradient).all() for gradient in found.gradients.values())
 
 
 # Small and odd shapes.
