@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -119,7 +120,14 @@ class Campaign:
             if not number.exists():
                 raise SystemExit(f"the reader of {row.target.name} did not start, it ended with {child.returncode}: {trace[-2000:]}")
             at = int(number.read_text())
-            what = f"took more than {row.target.seconds:g} s" if "Timeout" in trace else f"the process ended with {child.returncode}"
+            slow = child.returncode == -signal.SIGPROF
+            what = (
+                f"took more than {row.target.seconds:g} s"
+                if slow
+                else "waited without end"
+                if "Timeout" in trace
+                else f"the process ended with {child.returncode}"
+            )
             self._keep(row, what, trace, at, (Path(scratch) / worker.CURRENT).read_bytes())
             with self._lock:
                 row.inputs += at + 1 - first - last["inputs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from random import Random
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from hypothesis import strategies as st
 
 from fuzz import mutate
 from fuzz.target import Prepared, Target
@@ -101,7 +103,69 @@ def fsnn(folder: Path) -> Prepared:
         mutate.then(mutate.tensor_header, signed),
         mutate.tensor_header,
     )
-    return Prepared(seeds, read, mutators, drawn=None)
+    return Prepared(seeds, read, mutators, edited(seeds))
+
+
+def edited(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
+    """Seeds with one to three values of their headers drawn anew: numbers of a graph's size, names that the graph has, whole operations on its tensors."""
+    headers = [json.loads(found[0]["__metadata__"]["fsnn"]) for seed in seeds if (found := mutate.parts(seed)) is not None]
+    count = st.one_of(st.integers(0, 6), st.integers(0, 6), st.integers(-1, 2**33))
+    both = st.one_of(st.tuples(count, count), st.just((1, 1)), st.just((0, 0)))
+
+    @st.composite
+    def draw(draw: Callable[..., Any]) -> bytes:
+        number = draw(st.integers(0, len(seeds) - 1))
+        header = json.loads(json.dumps(headers[number]))
+        file = mutate.parts(seeds[number])
+        assert file is not None
+        names = sorted({population["name"] for population in header["graph"]["populations"]})
+        tensors = sorted(name.partition("/")[2] for name in file[0] if name.startswith("graph/"))
+        placed = {
+            "weight": st.sampled_from(tensors),
+            "stride": both,
+            "padding": both,
+            "dilation": both,
+            "groups": count,
+            "exponent": st.integers(-1, 9),
+        }
+        turned = {"transpose": st.booleans()}
+
+        def operation(kind: str, *fields: str, **more: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+            return st.fixed_dictionaries(
+                {"op": st.just(kind), **{name: placed[name] for name in fields}, **more},
+                optional={} if kind in ("scale", "identity") else turned,
+            )
+
+        op = st.one_of(
+            operation("dense", "weight", "exponent"),
+            operation("conv2d", "weight", "stride", "padding", "dilation", "groups", "exponent"),
+            operation("conv_transpose2d", "weight", "stride", "padding", "dilation", "groups", "exponent", output_padding=both),
+            operation("avg_pool2d", "stride", "padding", kernel=both),
+            operation("upsample", factor=count),
+            operation("scale", "weight", "exponent", factor=st.sampled_from([1.0, 2.0])),
+            operation("identity"),
+        )
+        synapse = st.fixed_dictionaries(
+            {"source": st.sampled_from(names), "target": st.sampled_from(names), "ops": st.lists(op, min_size=1, max_size=3)},
+            optional={"delay": st.integers(0, 6), "gate": st.sampled_from(names)},
+        )
+        for _ in range(draw(st.integers(1, 3))):
+            places: list[tuple[Any, Any]] = []
+            mutate.walk(header[draw(st.sampled_from(["graph", "graph", "graph", "golden"]))], places)
+            parent, key = places[draw(st.integers(0, len(places) - 1))]
+            old = parent[key]
+            if key in ("ops", "synapses"):
+                parent[key] = draw(st.lists(op if key == "ops" else st.one_of(synapse, st.sampled_from(old or [{}])), max_size=4))
+            elif isinstance(old, bool) or not isinstance(old, (int, float, str)):
+                parent[key] = draw(st.one_of(st.booleans(), st.just(old), st.just([]), st.just([old, old])))
+            elif isinstance(old, str):
+                parent[key] = draw(st.sampled_from([*names, *tensors]))
+            else:
+                parent[key] = draw(st.one_of(st.integers(-1, 8), st.integers(0, 2**33), st.just(old + 1)))
+        file[0]["__metadata__"]["fsnn"] = json.dumps(header)
+        return signed(mutate.joined(mutate.text_of_exactly(file[0]), file[1]))
+
+    return draw()
 
 
 def signed(data: bytes) -> bytes:
@@ -157,6 +221,7 @@ def run(graph: Graph) -> None:
 
     from toolchain import codec
     from toolchain.compiler import executable
+    from toolchain.target import Target as Chip
     from toolchain.targets.reference import REFERENCE
     from toolchain.targets.sim import SIM
 
@@ -165,8 +230,8 @@ def run(graph: Graph) -> None:
     shape = (SAMPLES, *population.shape, *(graph.phase("forward").time_steps,) * population.events)
     inputs = draw.integers(0, 256, shape) / 255
     results = []
-    sims = [replace(SIM, device="cpu", currents=currents) for currents in ("events", "dense")]
-    for target in (REFERENCE, *sims):
+    targets: list[Chip] = [REFERENCE, *(replace(SIM, device="cpu", currents=currents) for currents in ("events", "dense"))]
+    for target in targets:
         with executable(target, graph) as open_:
             found = [open_.run(inputs)]
             codec.logits(graph, found[0])

@@ -56,10 +56,11 @@ WORDS = (
 
 
 def made(prepared: Prepared, random: Random) -> bytes:
-    """An input: a seed after one to four mutations, mostly of its format where there are mutators that know it."""
+    """An input: a seed after one to four mutations, of most inputs of their format only where there are mutators that know it."""
     data = random.choice(prepared.seeds)
+    sound = random.random() < 0.6
     for _ in range(random.choice((1, 1, 1, 2, 2, 3, 4))):
-        if prepared.mutators and random.random() < 0.7:
+        if prepared.mutators and (sound or random.random() < 0.5):
             data = random.choice(prepared.mutators)(data, random)
         elif random.random() < 0.1:
             data = _spliced(data, random.choice(prepared.seeds), random)
@@ -135,7 +136,7 @@ BYTES: tuple[Mutator, ...] = (_flipped, _replaced, _inserted, _deleted, _repeate
 def value(found: Any, random: Random) -> Any:
     """`found` (dictionaries, lists, numbers, text) with one place changed: its value, its type, its key, its neighbours."""
     places: list[tuple[Any, Any]] = []
-    _walk(found, places)
+    walk(found, places)
     if not places:
         return extreme(random)
     parent, key = random.choice(places)
@@ -157,10 +158,11 @@ def value(found: Any, random: Random) -> Any:
     return found
 
 
-def _walk(found: Any, places: list[tuple[Any, Any]]) -> None:
+def walk(found: Any, places: list[tuple[Any, Any]]) -> None:
+    """Add every place of `found` to `places`, as its parent and the key there."""
     for key in list(found) if isinstance(found, dict) else range(len(found)) if isinstance(found, list) else ():
         places.append((found, key))
-        _walk(found[key], places)
+        walk(found[key], places)
 
 
 def _copied(found: Any) -> Any:

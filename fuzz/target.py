@@ -33,7 +33,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Target:
-    """`prepare` gets a scratch folder of the process's own. An input may take `seconds` of wall-clock time and the process `memory` bytes beyond what
+    """`prepare` gets a scratch folder of the process's own. An input may take `seconds` of CPU time and the process `memory` bytes beyond what
     it held after reading its seeds. `share`: its part of a campaign's inputs, beside the others'."""
 
     name: str

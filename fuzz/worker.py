@@ -12,6 +12,7 @@ import faulthandler
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,8 +26,11 @@ from fuzz.mutate import made
 from fuzz.target import MIB, Prepared, Target
 
 CURRENT, NUMBER, TRACE = "current", "number", "trace"
-DRAWN = 10
+DRAWN = 5
 """One input in so many is drawn by hypothesis, where the target has a strategy."""
+
+WAIT = 120.0
+"""Seconds of wall-clock time after which a process that waits, rather than computes, is ended."""
 
 EVERY = 0.5
 """Seconds between two lines to the campaign."""
@@ -46,20 +50,19 @@ class Bounded:
         self.errors = os.open(folder / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(self.errors, 2)
         self.trace = (folder / TRACE).open("w")
+        faulthandler.register(signal.SIGPROF, self.trace, chain=True)  # also where it computes in C: the traceback, then the end
         self.before = held()
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + target.memory + 64 * MIB, resource.RLIM_INFINITY))  # libraries still to be loaded
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        self.said = time.monotonic()
+        self.report()
 
     def step(self, number: int, data: bytes) -> None:
         (self.folder / CURRENT).write_bytes(data)
         (self.folder / NUMBER).write_text(str(number))
-        faulthandler.dump_traceback_later(self.target.seconds, exit=True, file=self.trace)
-        try:
-            found = self.judge(data)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, self.target.seconds)
+        found = self.judge(data)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         found = found or self._printed() or self._swollen()
         if found is not None:
             self.say({"finding": asdict(found), "number": number, "data": data.hex()})
@@ -68,6 +71,7 @@ class Bounded:
 
     def report(self) -> None:
         self.said = time.monotonic()
+        faulthandler.dump_traceback_later(WAIT, exit=True, file=self.trace)
         self.say({"tally": asdict(self.judge.tally), "grown": max(0, held() - self.before)})
 
     def _printed(self) -> Finding | None:
