@@ -238,7 +238,7 @@ def _differentiated(connection: nn.Module, name: str, current: Callable[..., Ten
         made = current(connection, sent, f"connection '{name}'").reshape(worth.shape)
         # the gain of a restricted weight takes no part while that is all 0
         gradients = torch.autograd.grad(made, list(parameters.values()), worth, materialize_grads=True)
-    return {f"{name}.{key}": gradient.numpy() for key, gradient in zip(parameters, gradients, strict=True)}
+    return {f"{name}.{key}": gradient.detach().numpy() for key, gradient in zip(parameters, gradients, strict=True)}
 
 
 def _of_tensors(graph: Graph, images: Array, forward: Result, post: dict[str, Floats]) -> dict[str, Floats]:
