@@ -8,4 +8,6 @@ guided.py     coverage-guided inputs by atheris, where that is installed
 table.py      every target by name; a new one is a function in one of the files below and a line there
 artefacts.py  .fsnn files
 runs.py       checkpoints, run folders, configurations, settings
+data.py       data sets: IDX, events, CIFAR, pictures
+exchange.py   NIR and ONNX
 """

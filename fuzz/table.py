@@ -8,10 +8,10 @@ file, and that file's TARGETS here. Mutators for the format (see `mutate`) go de
 
 from __future__ import annotations
 
-from fuzz import artefacts, runs
+from fuzz import artefacts, data, exchange, runs
 from fuzz.target import Target
 
-TARGETS: tuple[Target, ...] = (*artefacts.TARGETS, *runs.TARGETS)
+TARGETS: tuple[Target, ...] = (*artefacts.TARGETS, *runs.TARGETS, *data.TARGETS, *exchange.TARGETS)
 
 
 def target(name: str) -> Target:

@@ -184,6 +184,20 @@ def test_without_time_steps_the_default_is_told(tmp_path):
     assert any("give others with --time-steps" in sentence for sentence in outcome.warnings)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "edges", "said"),
+    [
+        ({"alone": nir.Linear(np.eye(5))}, [("alone", "alone")], "node 'alone' was left out: no way"),
+        ({}, [("one", "one")], "the loop 'one' -> 'one' has no Delay: it is closed one step late"),
+    ],
+)
+def test_what_is_left_out_or_closed_late_is_said(tmp_path, nodes, edges, said):
+    """A node that is joined to itself alone has no part in the network; neurons that feed themselves are a loop."""
+    outcome = imported(graph_of(nodes=nodes, edges=edges), tmp_path)
+    assert sum(said in sentence for sentence in outcome.warnings) == 1
+    assert len(find(tmp_path / "run").module.feedback) == 1 + (edges == [("one", "one")])
+
+
 CUBA = {"tau_syn": 2e-4, "tau_mem": 2e-4, "r": 2.0, "v_leak": 0.0, "v_threshold": 1.0, "v_reset": 0.0, "w_in": 2.0}
 
 

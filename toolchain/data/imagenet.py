@@ -7,6 +7,8 @@ Without a seed a picture is resized until its shorter side is 256 (in proportion
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from functools import partial
 from io import BytesIO
 from math import exp, log, sqrt
@@ -34,6 +36,8 @@ MOST_DECODED = 16 * MOST_PIXELS
 """Pixels times scans: a progressive JPEG goes over the whole picture with every scan, ten times as a rule, and a scan may take as little as a hundred bytes."""
 LONGEST = 64
 """So is one whose longer side is more than this many times the shorter: resized, it would fill the memory."""
+DAMAGED = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, struct.error, zlib.error)
+"""What Pillow raises for damaged pictures: SyntaxError for a PNG, and whatever a value that is not there leads to (a palette without colours: TypeError)."""
 AREA, ASPECT, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
 
@@ -86,8 +90,7 @@ def _open(path: Path) -> Picture:
                 )
             decoded: Picture = picture.convert("RGB")
             return decoded
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # SyntaxError is what Pillow raises for a damaged PNG
+    except (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ArtifactError(f"'{path}' cannot be decoded ({error}): restore the file") from error
 
 

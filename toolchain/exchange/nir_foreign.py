@@ -327,6 +327,7 @@ class _Reader:
             else:
                 skips.append((source, target, made))
         readout, weighted = self._readout(readouts, layers, end)
+        self._say_unused(entry, end, ways)
         weighted = weighted or first.leak == 1  # the same where nothing leaks, and what SPIDE trains
         self._move_biases(loops, forward)
         if len(forward) < len(layers):
@@ -365,6 +366,15 @@ class _Reader:
             {name: torch.from_numpy(value) for name, value in narrow.items()},
             tuple(self._cautions(first) + self.warnings),
         )
+
+    def _say_unused(self, entry: str, end: str, ways: list[Way]) -> None:
+        """Warn of nodes that lie on no way from the input to the output, such as one that is joined to itself alone."""
+        used = {entry, end, *self.steps, *(node for way in ways for node in way.nodes)}
+        self.warnings += [
+            f"node '{node}' was left out: no way from the input to the output leads through it"
+            for node in self.nodes
+            if node not in used and not self._passes(node)
+        ]
 
     def _neuron(self, layers: list[str]) -> Neuron:
         first = self.steps[layers[0]]
