@@ -14,7 +14,7 @@ PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-slow test-core test-oldest test-312 test-newest: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-core test-oldest test-312 test-newest lint types audit docs sanitize fuzz package endurance endurance-training load peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
+.PHONY: help demo test test-slow test-core test-oldest test-312 test-newest lint types audit docs sanitize fuzz package endurance endurance-deploy endurance-training load peers bench bench-lava bench-spide bench-scale bench-saf bench-gradient bench-quantization bench-budget bench-learning bench-netx
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -64,6 +64,9 @@ package:  ## build the source distribution and the wheel in dist/, install the w
 
 endurance: $(VENV)/ready  ## whether Lava runs always end and leave nothing: 200 in one process, 60 ended at random moments
 	$(VENV)/bin/python benchmarks/endurance.py
+
+endurance-deploy: $(VENV)/ready  ## whether deployments that are ended at random moments go on to the same record, field by field: 30
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/endurance_deploy.py
 
 endurance-training: $(VENV)/ready  ## whether training runs that are killed at random moments resume to the same files, bit for bit: 100 and more
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/endurance_training.py

@@ -116,11 +116,14 @@ class LocalCrew:
 
     def take(self) -> tuple[int, Message | Failure]:
         from joblib.externals.loky import BrokenProcessPool
+        from joblib.externals.loky.process_executor import PicklingError
 
         number, place, future = self._answered.get()
         self._free.append(place)
         try:
             return number, shards.read_answer(future.result())
+        except PicklingError as error:  # of plain bytes: for want of memory alone
+            raise MemoryError("a shard could not be sent to its worker") from error
         except BrokenProcessPool as error:
             self._drop(place)
             ended = re.search(r"exit codes of the workers are \{([A-Z]+)\((-?\d+)\)", str(error))

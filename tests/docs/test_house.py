@@ -132,6 +132,7 @@ def test_make_without_a_goal_lists_every_goal():
         "fuzz",
         "package",
         "endurance",
+        "endurance-deploy",
         "endurance-training",
         "load",
         "peers",
