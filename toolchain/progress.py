@@ -16,8 +16,9 @@ STEERING = [
     0x200F,
     *range(0x2028, 0x202F),
     *range(0x2066, 0x206A),
+    *range(0xD800, 0xE000),
 ]
-"""Characters that move the cursor, colour, ring or turn the direction of text: control characters, and Unicode's marks of lines and directions."""
+"""Characters that move the cursor, colour, ring or turn the direction of text: control characters, Unicode's marks of lines and directions, and the bytes of a file's name that are no text."""
 
 SHOWN = {n: f"\\u{n:04x}" for n in STEERING}
 
@@ -33,10 +34,11 @@ def track(items: Iterable[T], label: str, total: int | None = None, weight: Call
         yield from items
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(label, total=len(items) if total is None and isinstance(items, Sized) else total)
+        bar = progress.add_task(escape(visible(label)), total=len(items) if total is None and isinstance(items, Sized) else total)
         for item in items:
             yield item
             progress.advance(bar, weight(item))

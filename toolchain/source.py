@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Union
 from toolchain import artifact
 from toolchain.artifact import Artifact
 from toolchain.errors import UsageError
+from toolchain.progress import visible
 
 if TYPE_CHECKING:
     from toolchain.layers import FeedbackSNN
@@ -39,7 +40,7 @@ def find(model: Model) -> Source:
         return Source(model.name, model, None)
     path = Path(model)
     if path.suffix == ".fsnn":
-        return Source(path.stem, None, artifact.read(path))
+        return Source(visible(path.stem), None, artifact.read(path))
     from toolchain import models
 
     if str(model) in models.names():
@@ -49,10 +50,10 @@ def find(model: Model) -> Source:
             f"there is no model '{str(model)[:200]}': give a file or run folder that exists, or one of {', '.join(models.names())}"
         )
     if (path / LEARNED).is_file():
-        return Source(path.name, None, artifact.read(path / LEARNED))
+        return Source(visible(path.name), None, artifact.read(path / LEARNED))
     from toolchain.checkpoint import load
 
-    return Source(path.stem or path.name, load(path), None)
+    return Source(visible(path.stem or path.name), load(path), None)
 
 
 def _exists(path: Path) -> bool:
