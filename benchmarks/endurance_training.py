@@ -113,7 +113,8 @@ class Child:
     """A process that does `work` and leaves with the exit code of what went wrong; what it says goes to `log`."""
 
     def __init__(self, log: Path, work: Callable[[], object]) -> None:
-        self.log, self.code = log, 0
+        self.log = log
+        self.code: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             self._work(work)
@@ -142,16 +143,17 @@ class Child:
     def ended(self, seconds: float) -> bool:
         """Whether it has ended, or does within `seconds`; then `code` is its exit code, negative after a signal."""
         until = time.monotonic() + seconds
-        while True:
+        while self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
-                return True
-            if time.monotonic() >= until:
+            elif time.monotonic() >= until:
                 return False
-            time.sleep(0.001)
+            else:
+                time.sleep(0.002)
+        return True
 
-    def finish(self) -> int:
+    def finish(self) -> int | None:
         """The exit code; -SIGKILL where it had to be killed for taking too long."""
         if not self.ended(PATIENCE):
             self.kill()
@@ -192,10 +194,15 @@ class Command(Child):
         with log.open("w") as stream:
             # waited for by its number, as the others are
             self.pid = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream, env=environment).pid
-        self.log, self.code = log, 0
+        self.log, self.code = log, None
 
 
 # ---- what a folder holds
+
+
+def begun(folder: Path) -> bool:
+    """Whether there is something to resume; a run that is killed before leaves no trace but an empty metrics.jsonl."""
+    return (folder / CONFIG).exists()
 
 
 def where(folder: Path, epochs: int) -> str:
@@ -247,6 +254,7 @@ class Trials:
         self.folder, self.draw, self.numbers = folder, random.Random(seed), count()
         self.undisturbed: dict[tuple[str, Case], tuple[Path, float]] = {}
         self.found: list[Trial] = []
+        self.executed = 0  # lines of files.py in a run
 
     def start(self, kind: str, case: Case, folder: Path, *, resume: bool) -> list[Child]:
         log = self.folder / f"log-{next(self.numbers)}"
@@ -270,30 +278,36 @@ class Trials:
         """Kill a run at a random moment, `again` after its first resume, and let it come to its end; how often it was killed before that."""
         whole, length = self.whole(kind, case)
         folder, trial = self.folder / f"run-{next(self.numbers)}", Trial(kind, case.method, [])
-        resume = False
         while len(trial.killed) < 1 + again and trial.problem is None:
-            children = self.start(kind, case, folder, resume=resume)
+            children = self.start(kind, case, folder, resume=begun(folder))
             if children[0].ended(self.draw.uniform(0, length)):
+                for child in children:
+                    child.finish()
                 break  # it was done before
-            trial.problem = self.strike(children, kind == "together" and self.draw.random() < 0.5)
+            trial.problem = self.strike(children, folder, kind == "together" and self.draw.random() < 0.5)
             trial.killed.append(where(folder, SETTINGS["train.epochs"]))
-            resume = (folder / CONFIG).exists()
         if trial.killed:
             self.found.append(trial)
             if trial.problem is None:
-                self.finish(trial, case, folder, whole, resume=resume)
+                self.finish(trial, case, folder, whole)
         return len(trial.killed)
 
-    def strike(self, children: list[Child], one: bool) -> str | None:
+    def strike(self, children: list[Child], folder: Path, one: bool) -> str | None:
         """Kill all, or one of two, whose partner has to end by itself, with a sentence where it was in the training; what is wrong then."""
         if one:
             self.draw.shuffle(children)
         for child in children[:1] if one else children:
-            child.kill()
+            if not child.ended(0):
+                child.kill()
+        for child in children[:1] if one else children:
             child.finish()
         if not one:
             return None
         left = children[1]
+        if not left.ended(PATIENCE / 2) and not begun(folder):
+            left.kill()  # it waits to be joined, for half an hour; torchrun does not let it
+            left.finish()
+            return None
         code, said = left.finish(), left.sentences()
         ready = code == 0 and not said  # it had nothing left to do with the other
         alone = code == 1 and len(said) == 1 and "another process of this training is gone" in said[0]
@@ -303,7 +317,7 @@ class Trials:
     def written(self, case: Case, number: int) -> None:
         """Kill a run `number` of them before a line of files.py that an undisturbed run executes, spread over all."""
         whole, _ = self.whole("write", case)
-        lines = self.lines(case)
+        self.executed = lines = self.lines(case)
         for index in range(number):
             folder, trial = self.folder / f"run-{next(self.numbers)}", Trial("write", case.method, [])
             self.found.append(trial)
@@ -313,7 +327,7 @@ class Trials:
                 trial.problem = f"line {at} of {lines} was not reached: {child.log.read_text()}"
                 continue
             trial.killed.append(where(folder, SETTINGS["train.epochs"]))
-            self.finish(trial, case, folder, whole, resume=(folder / CONFIG).exists())
+            self.finish(trial, case, folder, whole)
 
     def lines(self, case: Case) -> int:
         """How many lines of files.py a run executes."""
@@ -328,9 +342,9 @@ class Trials:
             raise SystemExit(f"a run whose lines are counted fails: {(self.folder / 'log').read_text()}")
         return int(told.read_text())
 
-    def finish(self, trial: Trial, case: Case, folder: Path, whole: Path, *, resume: bool) -> None:
-        """Resume, or begin where the run was killed before its folder held a config, and compare."""
-        children = self.start(trial.kind, case, folder, resume=resume)
+    def finish(self, trial: Trial, case: Case, folder: Path, whole: Path) -> None:
+        """Let a killed run come to its end, and compare."""
+        children = self.start(trial.kind, case, folder, resume=begun(folder))
         if [child.finish() for child in children] != [0] * len(children):
             trial.problem = f"the resumed run fails: {children[0].log.read_text()}"
             return
@@ -395,6 +409,7 @@ def main() -> None:
     print(
         f"training runs of {SETTINGS['train.epochs']} epochs killed and resumed, seed {asked.seed}, {time.monotonic() - began:.0f} s in all; undisturbed "
         f"a run takes {', '.join(f'{seconds:.1f} s ({kind})' for kind, seconds in shortest.items())}"
+        + (f", and executes {trials.executed} lines of files.py" if trials.executed else "")
     )
     print("\n".join(table(["killed", "runs", "kills", *WHERE, "not identical"], tabulated(found))))
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
