@@ -6,11 +6,13 @@ Nothing heavy is imported before a verb runs, so `toolchain --help` answers at o
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import os
 import signal
 import sys
 import traceback
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Protocol
 
@@ -80,7 +82,30 @@ def _print(outcome: Outcome, json: bool = False) -> None:
         return
     import msgspec
 
-    print(visible(msgspec.json.format(msgspec.json.encode(outcome.to_json()), indent=2).decode()))
+    try:
+        text = msgspec.json.format(msgspec.json.encode(outcome.to_json()), indent=2).decode()
+        if not text.isascii():
+            text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:  # what the stream cannot carry, or a file's name that is no text, has an escape in JSON
+        text = _ascii(outcome.to_json())
+    print(visible(text))
+
+
+def _ascii(value: object) -> str:
+    """JSON of ASCII only."""
+    import json
+
+    import msgspec
+
+    def whole(part: Any) -> Any:
+        """What is no number is null, as in all our JSON."""
+        if isinstance(part, dict):
+            return {name: whole(inner) for name, inner in part.items()}
+        if isinstance(part, list):
+            return [whole(inner) for inner in part]
+        return None if isinstance(part, float) and not isfinite(part) else part
+
+    return json.dumps(whole(msgspec.to_builtins(value)), indent=2)
 
 
 def _unused(context: typer.Context, by: str, names: tuple[str, ...]) -> None:
@@ -709,10 +734,13 @@ def main() -> NoReturn:
 
 
 def _open_streams() -> None:
-    """A stream that the shell closed goes to the null device; else the next file opened would take its number."""
+    """A stream that the shell closed goes to the null device; else the next file opened would take its number. What one cannot carry it gets as an escape."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _require_folder() -> None:
@@ -737,6 +765,10 @@ def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
     missing = shortage.found(error)
     if missing is not None:
         return _failed(f"{_asked(arguments)} {missing.sentence}: {missing.remedy(_lowered(arguments))}", 1, debug)
+    if isinstance(error, UnicodeEncodeError):
+        return _failed(
+            f"{error.object[error.start : error.end]!a} in a name is no text ({error.reason}): rename the file or folder", 2, debug
+        )
     if not isinstance(error, OSError):
         return _failed(f"unexpected {type(error).__name__}: {error}; run again with --debug to see where", 1, debug)
     _give_up_stdout()

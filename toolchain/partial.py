@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -246,7 +247,7 @@ class Partial:
 
     @property
     def _described(self) -> bytes:
-        return msgspec.json.encode(self._facts, order="deterministic")
+        return json.dumps(self._facts, sort_keys=True, separators=(",", ":")).encode()  # in ASCII: a model's file may have any name
 
     def _own(self) -> list[Path]:
         """Make the folder this run's, locked; the files of an earlier run that this one replaces."""
@@ -265,7 +266,7 @@ class Partial:
         until = time.monotonic() + patience
         while not self._locked:
             try:
-                self._lock.enter_context(held(self._folder))
+                self._lock.enter_context(held(self._folder, otherwise="give the command without --resume"))
                 self._locked = True
             except UsageError as error:
                 if isinstance(error, ArtifactError) or time.monotonic() > until:
