@@ -8,7 +8,7 @@ NEWEST := .venv-newest
 AUDIT := .venv-audit
 PINS := pyproject.toml $(wildcard constraints/py3*.txt) .ci/make-venv
 # what other versions of Python, NumPy and torch can break; the pages and the packages are tested by `make test-slow` and `make package`
-CODE := tests/unit tests/property tests/golden tests/targets tests/cli tests/docs/test_house.py
+CODE := tests/unit tests/property tests/golden tests/targets tests/cli tests/docs/test_house.py tests/docs/test_dependencies_page.py
 # two workers with a thread each; a file's tests stay with one worker
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 test test-slow test-core test-oldest test-312 test-newest: export OMP_NUM_THREADS := 1
