@@ -86,13 +86,14 @@ def ready_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path, names: Iterable[str] = ()) -> Iterator[None]:
+def held(folder: Path, names: Iterable[str] = (), *, otherwise: str = "choose another folder") -> Iterator[None]:
     """Make the folder and keep every other run out of it until the block or the process ends; UsageError where another one is in it.
 
     The lock is the kernel's: that of a killed process holds nobody up. What such a process had half-written of the files `names` is removed.
+    `otherwise` ends the sentence that refuses: what to do instead of waiting.
     """
     path = folder / LOCK
-    descriptor = _locked(path)
+    descriptor = _locked(path, otherwise)
     try:
         with contextlib.suppress(OSError):  # where nothing can be removed, nothing can be written, which is said then
             for part in (part for name in names for part in folder.glob(f".{name}.*.part")):
@@ -105,7 +106,7 @@ def held(folder: Path, names: Iterable[str] = ()) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, otherwise: str) -> int:
     """The open and locked file `path`, with this process's name in it."""
     import fcntl
 
@@ -123,13 +124,16 @@ def _locked(path: Path) -> int:
                     os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
                 return descriptor
         except BlockingIOError:
-            who = _holder(descriptor)
-            os.close(descriptor)
-            raise UsageError(f"another run is writing '{path.parent}'{who}: wait for its end, or choose another folder") from None
+            taken = True
         except OSError as error:
             os.close(descriptor)
             raise UsageError(f"'{path.parent}' cannot be locked ({error.strerror}): choose a folder on another file system") from None
-        os.close(descriptor)  # the run that held this file has just removed it: try again with the next
+        else:
+            taken = False  # the run that held this file has just removed it: try again with the next
+        who = _holder(descriptor)
+        os.close(descriptor)
+        if taken:  # raised here, where what the kernel said, "temporarily unavailable", is not behind it: nothing is short
+            raise UsageError(f"another run is writing '{path.parent}'{who}: wait for its end, or {otherwise}")
 
 
 def _holder(descriptor: int) -> str:
