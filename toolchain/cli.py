@@ -117,8 +117,11 @@ def _unused(context: typer.Context, by: str, names: tuple[str, ...]) -> None:
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    """The names in `a,b,c`."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """The names in `a,b,c`; UsageError where a place is empty."""
+    names = tuple(name.strip() for name in text.split(","))
+    if "" in names:
+        raise UsageError(f"'{text}' leaves a place empty: write what is meant with one comma between two, as a,b,c")
+    return names
 
 
 def _version(asked: bool) -> None:
