@@ -221,6 +221,15 @@ def test_a_run_is_read_while_it_trains(tmp_path: Path, monkeypatch: pytest.Monke
     assert found == [20]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
+def test_a_run_outlives_those_who_read_its_messages(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as log, Path(os.devnull).open("w") as null, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", log)
+        begin(tmp_path / "run")
+        os.dup2(null.fileno(), log.fileno())  # what the stream still has goes there when it is closed
+    assert same(tmp_path / "run", whole)
+
+
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
