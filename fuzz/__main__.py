@@ -119,7 +119,7 @@ class Campaign:
             trace = "".join(said)
             if not number.exists():
                 raise SystemExit(f"the reader of {row.target.name} did not start, it ended with {child.returncode}: {trace[-2000:]}")
-            at = int(number.read_text())
+            at, accepted, refused = map(int, number.read_text().split())
             slow = child.returncode == -signal.SIGPROF
             what = (
                 f"took more than {row.target.seconds:g} s"
@@ -131,6 +131,8 @@ class Campaign:
             self._keep(row, what, trace, at, (Path(scratch) / worker.CURRENT).read_bytes())
             with self._lock:
                 row.inputs += at + 1 - first - last["inputs"]
+                row.accepted += accepted - last["accepted"]
+                row.refused += refused - last["refused"]
             return at + 1
 
     def _take(self, row: Row, line: dict[str, Any], last: Counter[str]) -> None:

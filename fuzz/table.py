@@ -9,6 +9,7 @@ file, and that file's TARGETS here. Mutators for the format (see `mutate`) go de
 from __future__ import annotations
 
 from fuzz import artefacts, data, exchange, runs
+from fuzz.planted import PLANTED
 from fuzz.target import Target
 
 TARGETS: tuple[Target, ...] = (*artefacts.TARGETS, *runs.TARGETS, *data.TARGETS, *exchange.TARGETS)
@@ -16,7 +17,7 @@ TARGETS: tuple[Target, ...] = (*artefacts.TARGETS, *runs.TARGETS, *data.TARGETS,
 
 def target(name: str) -> Target:
     """The target called `name`; SystemExit lists the names."""
-    for each in TARGETS:
+    for each in (*TARGETS, PLANTED):
         if each.name == name:
             return each
     raise SystemExit(f"unknown target '{name}': choose one of {', '.join(each.name for each in TARGETS)}")

@@ -59,7 +59,7 @@ class Bounded:
 
     def step(self, number: int, data: bytes) -> None:
         (self.folder / CURRENT).write_bytes(data)
-        (self.folder / NUMBER).write_text(str(number))
+        (self.folder / NUMBER).write_text(f"{number} {self.judge.tally.accepted} {self.judge.tally.refused}")
         signal.setitimer(signal.ITIMER_PROF, self.target.seconds)
         found = self.judge(data)
         signal.setitimer(signal.ITIMER_PROF, 0)

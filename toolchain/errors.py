@@ -27,7 +27,8 @@ class UsageError(ToolchainError):
     exit_code = 2
 
     def __init__(self, message: object = "") -> None:
-        text = str(message)
+        parts = str(message).split("\n- ")  # a list of reasons keeps its lines; what a library or a name brought does not
+        text = "\n- ".join(" ".join(line.strip() for line in part.splitlines()) for part in parts)
         if len(text) > LONGEST:
             text = f"{text[: LONGEST - 600]} [and {len(text) - LONGEST + 100:,} more characters] {text[-500:]}"
         super().__init__(text)
@@ -39,9 +40,6 @@ class GraphError(UsageError):
 
 class ArtifactError(UsageError):
     """A .fsnn file, checkpoint or data file that cannot be read, or whose parts contradict each other."""
-
-    def __init__(self, message: object = "") -> None:
-        super().__init__(" ".join(line.strip() for line in str(message).splitlines()))  # what a library said may have lines
 
 
 class DesignRuleError(ToolchainError):
