@@ -3,7 +3,7 @@
 python benchmarks/endurance_deploy.py [--trials 30] [--seed 0]
 
 Commands on sim with two jobs, on sim, lava-sim (own and stock synapses, stock with two jobs), torch and reference, and a comparison, in turn. Each is ended at a moment drawn over its whole
-length, after its first import: the command killed (SIGKILL), one of its processes killed, Ctrl-C, or SIGTERM. Then `--resume`, which is ended again in two of three trials, and `--resume` to the end. The
+length, or soon after it first saved something: the command killed (SIGKILL), one of its processes killed, Ctrl-C, or SIGTERM. Then `--resume`, which is ended again in two of three trials, and `--resume` to the end. The
 record must be the undisturbed one in every field but the times and `retries`, the predictions the same file, and no process, no shared memory and no saved answer may be left. Answers are
 saved every 50 ms here, not every 2 s, since these runs are short. The last line of the output is all of it as JSON; exit code 1 where anything failed. Linux only: it reads /proc.
 """
@@ -35,6 +35,9 @@ from toolchain.versions import versions
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 180.0
 """Seconds that a command may take."""
+
+SOON = 0.5
+"""Seconds after the first saved answer in which half of all events happen: starting takes most of the time."""
 
 REDRAWN = 5
 """So often a moment is drawn anew where the command was done before it."""
@@ -101,9 +104,12 @@ class Run:
         os.close(pipe)
         self.began = time.monotonic()
 
-    def strike(self, event: str, moment: float, draw: random.Random) -> None:
-        """Make `event` happen `moment` seconds after the command began, unless it has ended by then."""
-        while time.monotonic() < self.began + moment and self.process.poll() is None:
+    def strike(self, event: str, moment: float, draw: random.Random, saved: Path | None) -> None:
+        """Make `event` happen `moment` seconds after the command began, or first saved answers where there were none in `saved`, unless it has ended by then."""
+        since = self.began if saved is None else None
+        before = _answers(saved)
+        while self.process.poll() is None and (since is None or time.monotonic() < since + moment):
+            since = time.monotonic() if since is None and _answers(saved) - before else since
             time.sleep(0.002)
         if self.process.poll() is not None:
             return
@@ -131,6 +137,10 @@ class Run:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         return code, out, err, left
+
+
+def _answers(folder: Path | None) -> set[str]:
+    return set() if folder is None else {path.name for path in (folder / "toolchain" / "partial").glob("*/*.answers")}
 
 
 def _command(pid: int) -> bytes:
@@ -177,7 +187,8 @@ def trial(name: str, events: list[str], expected: tuple[float, Any, bytes], draw
         for event in [*events, None]:
             run = Run(words_of(name, resume=bool(found.events)), Path(folder))
             if event is not None:
-                run.strike(event, draw.uniform(0, length), draw)
+                running = draw.random() < 1 / 2
+                run.strike(event, draw.uniform(0, SOON if running else length), draw, Path(folder) if running else None)
             code, out, err, left = run.ended(PATIENCE)
             found.saved += re.findall(r"goes on with ([\d,]+ of [\d,]+) samples done", err)
             found.problem = _wrong(event, code, err, left)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +29,7 @@ from toolchain.shards import Message
 from toolchain.targets.lava_sim import LAVA_SIM
 from toolchain.versions import versions
 
+ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = import_module("toolchain.deploy")
 SAMPLES = 300
 needs_joblib = pytest.mark.skipif(find_spec("joblib") is None, reason="joblib is not installed (extra 'cluster')")
@@ -448,6 +453,7 @@ def test_workers_that_die_every_time_leave_what_was_answered(
     assert not any(saved.iterdir())
 
 
+@pytest.mark.slow
 @needs_joblib
 def test_one_process_goes_on_with_what_workers_did_and_the_other_way_round(
     fail: Fail, whole: Deployment, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -455,3 +461,52 @@ def test_one_process_goes_on_with_what_workers_did_and_the_other_way_round(
     ended(fail, 1, target="sim")
     assert record(digits("sim", jobs=2, resume=True)) == record(whole) | {"target": "sim", "ran_on": "sim", "jobs": 2}
     assert "goes on with 100 of 300 samples done" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@needs_joblib
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+def test_the_program_that_ends_deployments_at_random_moments() -> None:
+    """Its short form: `make endurance-deploy` ends thirty, on every target."""
+    words = [str(ROOT / "benchmarks" / "endurance_deploy.py"), "--trials", "2", "--only", "sim, 2 jobs"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["problems"] == []
+
+
+class Short:
+    """A session that has no memory for its shard."""
+
+    def __init__(self, job: Message) -> None:
+        pass
+
+    def greeting(self) -> Message:
+        return Message({})
+
+    def answer(self, question: Message) -> Message:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_worker_that_is_short_of_memory_says_so_and_is_tried_again() -> None:
+    job = Message({"toolchain": toolchain.__version__}).packed()
+    failure = shards.read_answer(shards.ask(Short, "short", job, Message({}).packed()))
+    assert isinstance(failure, shards.Failure)
+    assert failure.again
+    assert "ran out of memory ([enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator" in failure.message
+    assert "lower --jobs or --batch or --samples, end other programs" in failure.message
+
+
+@needs_joblib
+def test_a_shard_that_cannot_be_sent_is_a_shortage_of_memory() -> None:
+    from joblib.externals.loky.process_executor import PicklingError
+
+    crew = crews.LocalCrew(Short, 1)
+    future: Future[bytes] = Future()
+    future.set_exception(PicklingError("Could not pickle the task to send it to the workers."))
+    crew._answered.put((0, 0, future))
+    with pytest.raises(MemoryError, match="a shard could not be sent to its worker"):
+        crew.take()
