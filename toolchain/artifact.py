@@ -163,8 +163,10 @@ def _raw(file: Path) -> tuple[str, dict[str, Array]]:
             tensors = {name: ir.frozen(opened.get_tensor(name)) for name in sorted(opened.keys())}
     except FileNotFoundError:
         raise ArtifactError(f"there is no file '{file}': check the path") from None
+    except OSError as error:
+        raise ArtifactError(f"'{file}' cannot be read ({error.strerror or error}): check the path") from None
     # a type of number that this NumPy does not know is an AttributeError of safetensors
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"'{file}' is no readable artefact, perhaps cut short ({error}): compile it again") from None
     if "fsnn" not in metadata:
         raise ArtifactError(

@@ -7,6 +7,7 @@ import errno
 import os
 import platform
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -63,7 +64,11 @@ def require_short_numbers(found: object, path: Path) -> None:
 
 def require_plain(path: Path) -> None:
     """ArtifactError where `path` is something else than a file: opening it could wait for ever."""
-    if path.exists() and not path.is_file():
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        return  # what opens it says why it cannot
+    if not stat.S_ISREG(kind):
         raise ArtifactError(f"'{path}' is a folder, pipe, socket or device: give a file")
 
 

@@ -179,7 +179,7 @@ def _base(model: Union[str, os.PathLike[str], FeedbackSNN], dataset: object) -> 
     if name in models.names():
         return _catalogued(name, dataset)
     path = Path(name)
-    if path.suffix == ".safetensors" or (path / checkpoint.NAME).is_file():
+    if path.suffix == ".safetensors" or os.path.isfile(path / checkpoint.NAME):  # False, too, for a name that no file system takes
         return msgspec.structs.replace(checkpoint.read(_weights(path)).about.config, start=name)
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(

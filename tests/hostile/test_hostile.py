@@ -270,6 +270,8 @@ WORDS = {
     "inspect /etc/passwd": "'/etc/passwd' is damaged or no safetensors file (<library>): restore it, or train again",
     "train os:system -o run": "'os:system' is neither a network (<names>) nor a CONFIG.yaml, run folder or checkpoint: give one of them",
     "train digits-fc --method os.system -o run": "unknown method 'os.system': choose one of <names>",
+    f"inspect {'a' * 300}.fsnn": "'<names>' cannot be read (File name too long): check the path",
+    f"train {'a' * 300}.yaml -o run": "config '<names>' cannot be read (File name too long): check the path",
     "inspect \u001b[2J.fsnn": "there is no file '\\u001b[2J.fsnn': check the path",
 }
 
