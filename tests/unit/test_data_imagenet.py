@@ -119,10 +119,22 @@ def png(width: int, height: int) -> bytes:
     )
 
 
+def without_palette() -> bytes:
+    """A PNG of numbers of colours, one of them transparent, that names no colours."""
+    stream = io.BytesIO()
+    picture = Image.new("P", (50, 40))
+    picture.putpalette([1, 2, 3] * 4)
+    picture.save(stream, "PNG", transparency=0)
+    content = stream.getvalue()
+    at = content.index(b"PLTE") - 4
+    return content[:at] + content[at + 12 + int.from_bytes(content[at : at + 4], "big") :]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "cannot be decoded"),
+        (without_palette(), "cannot be decoded"),
         (b"no picture", "cannot be decoded"),
         (encoded(ramp(50, 40))[:-300], "cannot be decoded"),
         (encoded(ramp(50, 40), "GIF"), "cannot be decoded"),

@@ -704,6 +704,13 @@ def test_a_file_that_unfolds_into_gigabytes_is_refused(tmp_path: Path, monkeypat
         toolchain.import_(tmp_path / "net.onnx")
 
 
+def test_a_crash_of_the_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole(tmp_path / "net.onnx")
+    monkeypatch.setattr(onnx_files, "_read", lambda content, path: os.abort())
+    with pytest.raises(ArtifactError, match="makes the ONNX library fail"):
+        toolchain.import_(tmp_path / "net.onnx")
+
+
 def test_weights_beside_the_file_of_more_than_a_file_holds_are_not_read(tmp_path: Path) -> None:
     model = external(whole(tmp_path / "net.onnx"), location="net.onnx.data")
     (tmp_path / "net.onnx").write_bytes(model.SerializeToString())

@@ -47,7 +47,7 @@ def read(path: Path) -> ModelProto:
     try:
         said = apart.run(
             lambda out: _try(out, content, path),
-            lambda stream: stream.read(LONGEST_SENTENCE).decode(),
+            _told,
             seconds=int(SECONDS + there / 2**20),
             memory=ROOM + UNFOLDED * min(there, LARGEST_FILE),
         )
@@ -69,6 +69,14 @@ def _try(out: BinaryIO, content: bytes, path: Path) -> None:
     except MemoryError:
         said = f"'{path}' needs more memory to read than a network of its size does: it is damaged or no ONNX file, export it again"
     out.write(said.encode()[:LONGEST_SENTENCE])
+
+
+def _told(stream: BinaryIO) -> str:
+    """What `_try` has written."""
+    said = stream.read(LONGEST_SENTENCE).decode(errors="replace")
+    if not said:
+        raise EOFError
+    return said
 
 
 def _read(content: bytes, path: Path) -> ModelProto:
