@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import time
@@ -27,11 +26,12 @@ from toolchain.module_run import ModuleRun, carries_feedback, outline
 from toolchain.partial import Partial, Partials, Question
 from toolchain.passes import FLOAT_PIPELINE, Fold
 from toolchain.progress import say, track
+from toolchain.questions import asked
 from toolchain.seen import Seen, Watch
 from toolchain.shards import Message
 from toolchain.source import Model, Source, find
 from toolchain.target import Executable, Target, get
-from toolchain.versions import processor, versions
+from toolchain.versions import versions
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def classify(
     began = time.perf_counter()
     with started(source, chosen, options, phases=("forward",)) as run:
         graph, device, watch = run.graph, device_of(chosen, options), Watch(run)
-        question = _saved_question(source, chosen, dataset, options, graph, device, versions())
+        question = _asked(source, chosen, dataset, options, graph, device, versions())
         partial = Partial(question) if partials is None else partials.of(question)
         ready = time.perf_counter()
         unit = seen.unit(_neurons(graph), batch=_chosen_batch(options), exact=graph.integer, alone=options.synapses != "own")
@@ -182,7 +182,7 @@ def shared(
     theirs = [hello.facts["versions"] for hello in greetings]
     ran = {name: ", ".join(sorted({versions[name] for versions in theirs})) for name in theirs[0]}
     device = ", ".join(sorted({hello.facts["device"] for hello in greetings}))
-    partial = partials.of(_saved_question(source, chosen, dataset, options, graph, device, ran))
+    partial = partials.of(_asked(source, chosen, dataset, options, graph, device, ran))
     todo = partial.missing(dealt)
     names = [f"samples {part.start:,} to {part.stop - 1:,} of {dataset.name}" for part in todo]
     asking = [_Asking(dataset, part) for part in todo]
@@ -301,51 +301,11 @@ class _Asking:
         return Message({"first": self._part.start}, {"images": self.images}).packed()
 
 
-def _saved_question(
+def _asked(
     source: Source, chosen: Target, dataset: data.Dataset, options: Options, graph: Graph, device: str, ran: dict[str, str]
 ) -> Question:
-    """By what the answers of this run are known again. What cannot change them is no part of it: jobs, and of integers the batch and the processor."""
-
-    def facts() -> dict[str, str | int]:
-        summed = {"batch": str(options.batch), "processor": processor()} if not graph.integer else {}
-        return {
-            "model": source.name,
-            "target": chosen.name,
-            "dataset": dataset.name,
-            "samples": len(dataset),
-            "device": device,
-            "synapses": options.synapses,
-            "network": _digest(graph, source if chosen.name == "torch" else None),
-            **{f"version of {name}": version for name, version in ran.items()},
-            **summed,
-        }
-
-    return Question(
-        model=source.name,
-        target=chosen.name,
-        dataset=dataset.name,
-        samples=len(dataset),
-        facts=facts,
-        inputs=lambda part: np.asarray(dataset.images[part]),
-        fits=lambda part, answer: seen.fits(graph, part, answer),
-        largest=seen.largest(graph, len(dataset)),
-    )
-
-
-def _digest(graph: Graph, source: Source | None) -> str:
-    """A sum over everything in a graph, and over everything in the module of `source`, which target torch runs."""
-    sum_ = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(graph, tensors={}), order="deterministic"))
-    tensors = dict(graph.tensors)
-    if source is not None and source.module is not None:
-        parts = source.module.named_modules()
-        plain = [(name, {key: value for key, value in vars(part).items() if not key.startswith("_")}) for name, part in parts]
-        sum_.update(repr((source.module, plain)).encode())
-        for name, tensor in (*source.module.named_parameters(), *source.module.named_buffers()):
-            tensors[f"module.{name}"] = tensor.detach().cpu().numpy()
-    for name in sorted(tensors):
-        sum_.update(f"{name}:{tensors[name].dtype.str}:{tensors[name].shape}".encode())
-        sum_.update(np.ascontiguousarray(tensors[name]).tobytes())
-    return sum_.hexdigest()
+    batch = str(options.batch)
+    return asked(source, graph, dataset, target=chosen.name, synapses=options.synapses, batch=batch, device=device, versions=ran)
 
 
 def _neurons(graph: Graph) -> int:

@@ -25,6 +25,7 @@ import toolchain
 from toolchain import crews, files, partial, seen, shards
 from toolchain.deploy import Deployment
 from toolchain.errors import ToolchainError, UsageError
+from toolchain.questions import digest as digest_of
 from toolchain.shards import Message
 from toolchain.targets.lava_sim import LAVA_SIM
 from toolchain.versions import versions
@@ -226,7 +227,7 @@ def test_every_weight_and_setting_of_a_module_counts() -> None:
         if change is not None:
             change(module)
         source = find(module)
-        return str(DEPLOY._digest(lowered(find("digits-fc")), source))
+        return digest_of(lowered(find("digits-fc")), source)
 
     def nudge(module: Any) -> None:
         module.readout.weight.data[3, 4] += 2**-20

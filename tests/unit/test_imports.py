@@ -34,7 +34,7 @@ RANKS = [
     {"models", "batches", "optimizer"},
     {"train"},
     {"source"},
-    {"compiler", "inspection"},
+    {"compiler", "inspection", "questions"},
     {"module_run"},
     {"deploy"},
     {"lesson"},
