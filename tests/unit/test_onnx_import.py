@@ -679,13 +679,22 @@ def many(model: Any) -> None:
     model.graph.node.extend([model.graph.node[0]] * (onnx_files.MOST_NODES + 1))
 
 
+def referring(model: Any) -> None:
+    """A setting that only a function's nodes can have."""
+    made = onnx.helper.make_attribute("axis", 1)
+    made.ref_attr_name = "somewhere"
+    model.graph.node[-1].attribute.append(made)
+
+
 def redefined(model: Any) -> None:
     """A file whose own Relu is another function."""
     body = [onnx.helper.make_node("Sigmoid", ["x"], ["y"])]
     model.functions.append(onnx.helper.make_function("", "Relu", ["x"], ["y"], body, [onnx.helper.make_opsetid("", 17)]))
 
 
-@pytest.mark.parametrize("spoil", [swollen, shrunk, negative, listed, strange, circular, wide, whole_numbers, filled, many, redefined])
+@pytest.mark.parametrize(
+    "spoil", [swollen, shrunk, negative, listed, strange, circular, wide, whole_numbers, filled, many, redefined, referring]
+)
 def test_dishonest_files_are_refused_in_a_sentence(tmp_path: Path, spoil: Callable[[Any], None]) -> None:
     model = whole(tmp_path / "net.onnx")
     spoil(model)

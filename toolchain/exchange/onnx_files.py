@@ -132,7 +132,16 @@ def attributes(node: NodeProto, path: Path) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for attribute in node.attribute:
-        value = helper.get_attribute_value(attribute)
+        if attribute.ref_attr_name:
+            raise ArtifactError(
+                f"'{path}': node '{node.name}' takes '{attribute.name}' from a function, and lies in none: export the file again"
+            )
+        try:
+            value = helper.get_attribute_value(attribute)
+        except ValueError:
+            raise ArtifactError(
+                f"'{path}': '{attribute.name}' of node '{node.name}' is of an unknown kind: export the file again"
+            ) from None
         value = value.decode(errors="replace") if isinstance(value, bytes) else value
         found[attribute.name] = array(value, path) if isinstance(value, TensorProto) else value
     return found
