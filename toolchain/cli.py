@@ -777,7 +777,7 @@ def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
     _give_up_stdout()
     if isinstance(error, BrokenPipeError):  # the reader of stdout left, on purpose
         return 1
-    what = "stdout or a file" if error.filename is None else f"'{error.filename}'"
+    what = "stdout, a file or shared memory" if error.filename is None else f"'{error.filename}'"
     return _failed(f"cannot read or write {what} ({error.strerror}): choose a place that is whole, permitted and has free space", 1, debug)
 
 

@@ -75,6 +75,13 @@ def found(error: BaseException | None) -> Shortage | None:
     return None
 
 
+def told(line: str) -> Shortage | None:
+    """The shortage that the last line of another process's traceback tells of, as `TYPE: what it says`."""
+    kind, _, said = line.partition(": ")
+    of = "memory" if kind.endswith("MemoryError") else _of_words(line)
+    return None if of is None else Shortage(of, said)
+
+
 def keep_reserve() -> None:
     """Keep room for what is said at the end."""
     _reserve[:] = [mmap.mmap(-1, RESERVE)]
@@ -125,6 +132,11 @@ def _of(error: BaseException) -> str | None:
         return "threads and processes" if error.errno == errno.EAGAIN and "blocking" not in words else None
     if not isinstance(error, (RuntimeError, ImportError, OSError, SystemError)):
         return None
+    return _of_words(words)
+
+
+def _of_words(said: str) -> str | None:
+    words = said.lower()
     if any(word in words for word in MEMORY_WORDS):
         return "memory"
     return "threads and processes" if any(word in words for word in THREAD_WORDS) else None

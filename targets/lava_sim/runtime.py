@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import mmap
 import os
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from toolchain import shortage
 from toolchain.children import end_with, forking
 from toolchain.errors import ToolchainError
 from toolchain.targets.lava_sim.plan import shared
@@ -121,9 +123,14 @@ class Network:
                 self._runtime.initialize()
         except OSError as error:
             self._kill()
+            semaphores = error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT)
+            remedy = (
+                "make room in /dev/shm, where semaphores are"
+                if semaphores
+                else "raise what `ulimit -n` and `ulimit -u` allow, or free memory"
+            )
             raise ToolchainError(
-                f"cannot start the {len(self._names)} processes of this Lava network ({error.strerror}): "
-                "raise what `ulimit -n` and `ulimit -u` allow, or free memory"
+                f"cannot start the {len(self._names)} processes of this Lava network ({error.strerror}): {remedy}"
             ) from error
         except BaseException:
             self._kill()
@@ -164,7 +171,14 @@ class Network:
         for i in bad:
             text = bytes(self._faults[i]).rstrip(b"\0").decode(errors="replace").strip()
             if text:
-                self._fail(f"Lava process '{self._names[i]}' raised {text.splitlines()[-1]}: see the cause with --debug", text)
+                last = text.splitlines()[-1]
+                missing = shortage.told(last)
+                said = (
+                    f"raised {last}: see the cause with --debug"
+                    if missing is None
+                    else f"{missing.sentence}: run again with a smaller batch, or {missing.remedy([])}"
+                )
+                self._fail(f"Lava process '{self._names[i]}' {said}", text)
         for i in bad:
             code = codes[i] or 0
             how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -120,7 +120,10 @@ def test_an_exception_in_a_synapse_and_in_the_building_of_one(network: Any, monk
     for method in ("run_spk", "__init__"):
         with monkeypatch.context() as patch:
             patch.setattr(synapse_models._SynapseModel, method, broken)
-            with LAVA_SIM.compile(graph) as run, pytest.raises(ToolchainError, match=r"-> .* raised MemoryError: injected on purpose"):
+            with (
+                LAVA_SIM.compile(graph) as run,
+                pytest.raises(ToolchainError, match=r"-> .* ran out of memory \(injected on purpose\): run again with a"),
+            ):
                 run.run(inputs)
 
 
@@ -374,6 +377,26 @@ def test_where_the_machine_gives_no_more_processes(network: Any) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     assert "\n" not in str(caught.value)
     assert _children_of(os.getpid()) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(28, "No space left on device"), "make room in /dev/shm, where semaphores are"),
+        (OSError(12, "Cannot allocate memory"), "raise what `ulimit -n` and `ulimit -u` allow, or free memory"),
+    ],
+)
+def test_what_processes_cannot_start_without_is_named(network: Any, error: OSError, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toolchain.targets.lava_sim import runtime
+
+    @contextlib.contextmanager
+    def failing() -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr(runtime, "forking", failing)
+    with pytest.raises(ToolchainError, match=r"^cannot start the \d+ processes of this Lava network \(.*\): " + remedy):
+        LAVA_SIM.compile(network[0])
 
 
 def test_the_log_of_the_program_is_left_alone(network: Any) -> None:
