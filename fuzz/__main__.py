@@ -200,6 +200,12 @@ def replay(target: Target, path: Path) -> int:
     return 0 if found is None else 1
 
 
+def guided(target: Target, inputs: int, seed: int, out: Path) -> int:
+    """Inputs of `target` guided by coverage, in a process of its own, since its modules are imported with instruments."""
+    command = [sys.executable, "-m", "fuzz.guided", target.name, "--inputs", str(inputs), "--seed", str(seed), "--out", str(out)]
+    return subprocess.run(command, env={**os.environ, **QUIET}, check=False).returncode
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=INPUTS, help=f"of all targets together ({INPUTS:,})")
@@ -208,6 +214,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that read")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="read one input again; needs --target")
     parser.add_argument("--list", action="store_true", help="the targets")
+    parser.add_argument("--atheris", action="store_true", help="inputs guided by coverage, where atheris is installed (see fuzz/guided.py)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where findings go ({OUT})")
     asked = parser.parse_args()
     targets = [table.target(name) for name in asked.target] if asked.target else list(table.TARGETS)
@@ -218,6 +225,8 @@ def main() -> int:
         if not asked.target or len(targets) != 1:
             parser.error("--replay needs one --target")
         return replay(targets[0], asked.replay)
+    if asked.atheris:
+        return max(guided(target, -(-asked.inputs // len(targets)), asked.seed, asked.out) for target in targets)
     campaign, began = Campaign(targets, asked.inputs, asked.seed, asked.out), time.monotonic()
     campaign.run(max(1, asked.jobs))
     print(f"{campaign.said()}, seed {asked.seed}, {asked.jobs} processes, {time.monotonic() - began:,.0f} s; {machine()}\n")
