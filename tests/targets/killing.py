@@ -82,12 +82,12 @@ def session_of(leader: int) -> list[int]:
 
 
 def shared_files() -> set[str]:
-    """Shared memory and semaphores that no living process has in its memory."""
+    """Shared memory and semaphores of multiprocessing, as Lava makes them, that no living process has in its memory."""
     mapped: set[str] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
             mapped |= {line.rpartition("/dev/shm/")[2] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
-    return set(os.listdir("/dev/shm")) - mapped
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("sem.mp-", "psm_"))} - mapped
 
 
 def left_behind(leader: int, files: set[str]) -> str:
@@ -170,14 +170,14 @@ def kill_children(verb: str, kills: int, folder: Path, draw: random.Random, numb
         if code is None:
             code = ended(pid, LONGEST)
         slowest = max(slowest, time.monotonic() - at)
-        lines = (folder / "err").read_text().splitlines(keepends=True)
-        said = "".join(line for line in lines if not line.startswith("toolchain: epoch "))
+        lines = (folder / "err").read_text().splitlines()
+        said = lines[-1] if lines else ""
         if code is None:
             problems.append(f"hangs: {said}")
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        elif code not in (0, 1) or (code == 1 and (said.count("\n") != 1 or not said.startswith("toolchain: "))):
-            problems.append(f"code {code}: {said}")
+        elif code not in (0, 1) or not all(line.startswith("toolchain: ") for line in lines):
+            problems.append(f"code {code}: {lines}")
         if hit is not None:
             kind = (
                 "the full result" if code == 0 else " ".join(word for word in said.split() if "'" not in word and not word.isdigit())[:90]
