@@ -31,7 +31,7 @@ from toolchain.ir import Array
 from toolchain.progress import say
 from toolchain.shards import Message
 
-EVERY, LATEST = 2.0, 30.0
+EVERY, LATEST = 2.0, 10.0
 """Seconds between two saves: at least, and at most where a sample takes no longer."""
 
 SHARE = 0.02
