@@ -475,3 +475,14 @@ def test_what_is_measured_of_memory() -> None:
     assert growth(noise)[0] == pytest.approx(0, abs=0.001)
     assert growth([value + 5 * (i > 60) for i, value in enumerate(noise)])[0] == pytest.approx(0, abs=0.004)
     assert growth([value + 0.05 * i for i, value in enumerate(noise)])[0] == pytest.approx(0.05, abs=0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("deploy", "6"), ("learn", "6"), ("deploy", "3", "stop")], ids=" ".join)
+def test_processes_killed_or_stopped_at_random_moments(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """`killing.py` does it, and judges how commands end: with the whole result or one sentence, and nothing left behind."""
+    verb, kills, *how = arguments
+    command = [sys.executable, str(Path(__file__).parent / "killing.py"), "children", verb, kills, str(tmp_path / "streams"), *how]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
