@@ -23,6 +23,9 @@ LARGEST_CONFIG = 1 << 18
 LONGEST_NUMBER = 256
 """Bits: whole numbers beyond it are nobody's setting, and messages could not show what is made of them."""
 
+DEEPEST = 50
+"""Dots in the name of a setting."""
+
 BOOL = "tag:yaml.org,2002:bool"
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -105,6 +108,8 @@ def with_settings(config: Config, settings: Mapping[str, Any], where: str = "--s
     nested: dict[str, Any] = {}
     for name, value in settings.items():
         *path, last = name.split(".")
+        if len(path) > DEEPEST:
+            raise UsageError(f"{where}: setting '{name}' has {len(path)} dots: settings have a few")
         level = nested
         for key in path:
             level = level.setdefault(key, {})
