@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -65,7 +66,8 @@ def _encoded(tree: Any) -> bytes | None:
 
     stream = io.BytesIO()
     try:
-        with h5py.File(stream, "w") as file:
+        with warnings.catch_warnings(), h5py.File(stream, "w") as file:
+            warnings.simplefilter("ignore")
             _fill(h5py, file, tree)
     except (TypeError, ValueError, KeyError, OSError, RuntimeError, OverflowError, AttributeError, MemoryError, RecursionError, IndexError):
         return None

@@ -214,6 +214,7 @@ CUBA = {"tau_syn": 2e-4, "tau_mem": 2e-4, "r": 2.0, "v_leak": 0.0, "v_threshold"
         ({"edges": [("one", "fc3")]}, "node 'fc3' adds up 2 sources"),
         ({"nodes": {"fc1": nir.Affine(np.full((5, 6), np.nan), np.zeros(5))}}, "holds NaN"),
         ({"nodes": {"fc1": nir.Affine(np.full((5, 6), 1e300), np.zeros(5))}}, "beyond float32"),
+        ({"nodes": {"fc1": nir.Affine(np.full((5, 6), b"a"), np.zeros(5))}}, "node 'fc1' holds other values .* no real numbers"),
         ({"nodes": {"fc2": nir.Scale(np.ones((5,)))}}, "make them equal"),
         ({"nodes": {"more": nir.Input(np.array([6]))}, "edges": [("more", "fc2")]}, "2 nodes of type Input|adds up"),
     ],

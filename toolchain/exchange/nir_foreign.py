@@ -424,7 +424,10 @@ class _Reader:
                     late += float(np.max(np.asarray(self.nodes[node].delay, np.float64)))
                 continue
             with self._values(node):
-                made += parts_of(node, self.nodes[node])
+                parts = parts_of(node, self.nodes[node])
+                if any(np.asarray(value).dtype.kind not in "biuf" for part in parts for value in part.tensors.values()):
+                    raise ValueError("they are no real numbers")
+                made += parts
         if late and (not delayed or abs(late / self.dt - 1) > 1e-3):
             named = next(node for node in way.nodes if self._kind(node) == "Delay")
             raise GraphError(f"node '{named}' delays by {late / self.dt:g} steps of {self.dt:g} s: only loops are late here, by one step")
