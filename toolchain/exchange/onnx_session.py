@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,11 @@ QUIET = 4
 
 
 def require() -> None:
-    """UsageError where an ONNX file cannot be read, written or run here."""
+    """UsageError where an ONNX file cannot be read, written or run here.
+
+    Newer versions of onnxruntime tell their maker how they are used, from the moment they are loaded on; that is off here, unless the environment says otherwise.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     packages.require("onnx", "onnx", "onnxruntime")
 
 
