@@ -54,10 +54,10 @@ class Shortage:
 
     def remedy(self, lower: Sequence[str]) -> str:
         """What to do: `lower` are the settings that take less, as the user writes them."""
-        limit = "-v" if self.of == "memory" else "-u"
+        limits = "`ulimit -v`" if self.of == "memory" else "`ulimit -u`, `ulimit -v`"  # a thread wants a stack
         less = [setting for setting in lower if self.of == "memory" or "jobs" in setting]
         asked = f"lower {' or '.join(less)}, " if less else ""
-        return f"{asked}end other programs, or raise what `ulimit {limit}` or the container allows"
+        return f"{asked}end other programs, or raise what {limits} or the container allows"
 
 
 def found(error: BaseException | None) -> Shortage | None:

@@ -176,7 +176,7 @@ class Network:
                 said = (
                     f"raised {last}: see the cause with --debug"
                     if missing is None
-                    else f"{missing.sentence}: run again with a smaller batch, or {missing.remedy([])}"
+                    else f"{missing.sentence}: {missing.remedy(['--batch'])}"
                 )
                 self._fail(f"Lava process '{self._names[i]}' {said}", text)
         for i in bad:

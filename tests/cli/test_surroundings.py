@@ -91,7 +91,7 @@ def test_a_name_that_is_no_text_where_it_cannot_be_kept(command: Any, monkeypatc
         ),
         (
             RuntimeError("can't start new thread"),
-            "deploy digits-fc ran out of threads and processes (can't start new thread): lower --jobs, end other programs, or raise what `ulimit -u` or the container allows",
+            "deploy digits-fc ran out of threads and processes (can't start new thread): lower --jobs, end other programs, or raise what `ulimit -u`, `ulimit -v` or the container allows",
         ),
     ],
 )

@@ -122,7 +122,7 @@ def test_an_exception_in_a_synapse_and_in_the_building_of_one(network: Any, monk
             patch.setattr(synapse_models._SynapseModel, method, broken)
             with (
                 LAVA_SIM.compile(graph) as run,
-                pytest.raises(ToolchainError, match=r"-> .* ran out of memory \(injected on purpose\): run again with a"),
+                pytest.raises(ToolchainError, match=r"-> .* ran out of memory \(injected on purpose\): lower --batch, end other"),
             ):
                 run.run(inputs)
 

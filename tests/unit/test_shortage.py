@@ -103,7 +103,7 @@ def test_the_remedy_names_what_to_lower() -> None:
     assert memory.sentence == "ran out of memory"
     assert threads.remedy(["--batch", "--jobs"]).startswith("lower --jobs, end other programs")
     assert memory.remedy(["--batch", "--jobs"]).startswith("lower --batch or --jobs, end other programs, or raise what `ulimit -v`")
-    assert threads.remedy([]) == "end other programs, or raise what `ulimit -u` or the container allows"
+    assert threads.remedy([]) == "end other programs, or raise what `ulimit -u`, `ulimit -v` or the container allows"
 
 
 def test_what_failed_calls_hold_is_given_back() -> None:
