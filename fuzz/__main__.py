@@ -7,6 +7,7 @@ beyond the bound) lie in out/fuzz/, each input beside what it did; `--replay FIL
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ from toolchain.progress import say
 from toolchain.versions import versions
 
 INPUTS = 200_000
-ROW = 20_000
+ROW = 5_000
 """Inputs that one process reads at most: what one leaves behind does not pile up."""
 
 OUT = Path("out/fuzz")
@@ -64,30 +65,40 @@ class Campaign:
         shares = sum(target.share for target in targets)
         self.counts = {target.name: -(-inputs * target.share // shares) for target in targets}
         self._lock = threading.Lock()
-        self._done: dict[tuple[str, int], int] = {}
+        self._children: set[subprocess.Popen[str]] = set()
+        self.stopped = False
 
     def run(self, jobs: int) -> None:
-        pieces = []
+        pieces: list[tuple[str, int, int]] = []
         for name, count in self.counts.items():
             size = min(ROW, -(-count // jobs))
             pieces += [(name, first, min(first + size, count)) for first in range(0, count, size)]
+        pieces.sort(key=lambda piece: piece[1])  # all targets have their turn, also in a campaign that is interrupted
         ended = threading.Event()
         watch = threading.Thread(target=self._show, args=(ended,), daemon=True)
         watch.start()
         try:
             with ThreadPoolExecutor(jobs) as pool:
-                for future in [pool.submit(self._piece, *piece) for piece in pieces]:
-                    future.result()
+                try:
+                    for future in [pool.submit(self._piece, *piece) for piece in pieces]:
+                        future.result()
+                except BaseException:
+                    self.stopped = True
+                    for child in list(self._children):
+                        child.kill()
+                    raise
         finally:
             ended.set()
             watch.join()
 
     def _piece(self, name: str, first: int, stop: int) -> None:
         row, began = self.rows[name], time.monotonic()
-        while first < stop:
-            first = self._process(row, first, stop)
-        with self._lock:
-            row.seconds += time.monotonic() - began
+        try:
+            while first < stop and not self.stopped:
+                first = self._process(row, first, stop)
+        finally:
+            with self._lock:
+                row.seconds += time.monotonic() - began
 
     def _process(self, row: Row, first: int, stop: int) -> int:
         """Read inputs until the process ends; the number to go on from."""
@@ -100,6 +111,7 @@ class Campaign:
                     command, stdout=subprocess.PIPE, stderr=stream, text=True, env={**os.environ, **QUIET}, stdin=subprocess.DEVNULL
                 ) as child,
             ):
+                self._children.add(child)
                 last, done = Counter[str](), False
                 try:
                     assert child.stdout is not None
@@ -110,7 +122,8 @@ class Campaign:
                 except BaseException:
                     child.kill()
                     raise
-            if done and child.returncode == 0:
+            self._children.discard(child)
+            if self.stopped or (done and child.returncode == 0):
                 return stop
             number = Path(scratch) / worker.NUMBER
             said = [
@@ -228,8 +241,11 @@ def main() -> int:
     if asked.atheris:
         return max(guided(target, -(-asked.inputs // len(targets)), asked.seed, asked.out) for target in targets)
     campaign, began = Campaign(targets, asked.inputs, asked.seed, asked.out), time.monotonic()
-    campaign.run(max(1, asked.jobs))
-    print(f"{campaign.said()}, seed {asked.seed}, {asked.jobs} processes, {time.monotonic() - began:,.0f} s; {machine()}\n")
+    with contextlib.suppress(KeyboardInterrupt):
+        campaign.run(max(1, asked.jobs))
+    print(
+        f"{'interrupted: ' if campaign.stopped else ''}{campaign.said()}, seed {asked.seed}, {asked.jobs} processes, {time.monotonic() - began:,.0f} s; {machine()}\n"
+    )
     print(campaign.text())
     return 1 if any(row.findings for row in campaign.rows.values()) else 0
 
