@@ -475,7 +475,7 @@ def verdict(event: str, job: Job, code: int | None, out: str, err: str, left: li
 
 def spoken(err: str) -> list[str]:
     """What a job said, but for what `learn` reports as it goes, and `deploy` of what is saved."""
-    beside = re.compile(r"toolchain: (epoch |samples .* are done on \S+ and saved for --resume)")
+    beside = re.compile(r"toolchain: (epoch |(all [\d,]+ )?samples .* are done on \S+ and saved for --resume)")
     return [line for line in err.splitlines() if line and not beside.match(line)]
 
 

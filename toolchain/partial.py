@@ -316,6 +316,7 @@ class Partial:
         """In what the saved answers of such a run differ, to follow "nothing is saved of ..."; empty where there are none."""
         near = [found for found in map(_asked, _root().glob("*/question.json")) if _same(found, self._facts, "model", "target", "dataset")]
         other = [[name for name in self._facts | found if found.get(name) != self._facts.get(name)] for found in near]
+        other = [names for names in other if names]  # none: of this very question, without an answer
         if not other:
             return ""
         names = {"samples": "number of samples"}

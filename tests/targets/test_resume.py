@@ -217,6 +217,15 @@ def test_another_question_gets_none_of_the_answers(
     assert files_of(saved) == ["000000-100.answers", "question.json"]
 
 
+def test_a_question_without_an_answer_is_none(fail: Fail, saved: Path, whole: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where the disk took no more than the question, or the process was killed right after it."""
+    ended(fail, 1)
+    (file,) = saved.glob("*/*.answers")
+    file.rename(file.with_name(".000000-100.answers.77.part"))
+    assert record(digits(resume=True)) == record(whole)
+    assert capsys.readouterr().err == "toolchain: nothing is saved of digits-fc on reference: it starts with the first sample\n"
+
+
 def test_every_weight_and_setting_of_a_module_counts() -> None:
     from toolchain import models
     from toolchain.compiler import lowered
