@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distributions
@@ -172,3 +173,15 @@ def test_find_python_runs_each_candidate(pythons, here, asked, found):
     )
     assert done.stdout.strip() == ("" if found is None else str(folder / found))
     assert done.returncode == (1 if found is None else 0)
+
+
+@pytest.mark.parametrize(("kind", "version"), [("oldest", "3.10"), ("312", "3.12"), ("newest", "3.13")])
+def test_an_environment_whose_python_is_missing_is_one_sentence(kind, version, pythons, tmp_path):
+    folder = pythons({"python3": "3.9"})
+    (folder / "dirname").symlink_to(shutil.which("dirname"))
+    command = ["/bin/sh", str(ROOT / ".ci" / "make-venv"), kind, str(tmp_path / "made")]
+    environment = {"PATH": str(folder), "HOME": str(folder), "PYENV_ROOT": str(folder)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    said = f"fsnn-toolchain: found no Python here that {tmp_path / 'made'} can be made with: install python{version} with its venv module, or uv, and run make again\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert not (tmp_path / "made").exists()
