@@ -20,7 +20,7 @@ import toolchain
 from toolchain import cli, train
 from toolchain.checkpoint import load
 from toolchain.errors import ArtifactError, DesignRuleError, ToolchainError, UsageError
-from toolchain.exchange import onnx_files, onnx_session
+from toolchain.exchange import onnx_files, onnx_import, onnx_session
 from toolchain.ir import Array
 from toolchain.layers import FeedbackSNN, connections
 
@@ -516,7 +516,7 @@ def test_a_network_that_is_refused_while_it_is_measured_leaves_no_folder(
     def refused(*_: Any, **__: Any) -> None:
         raise DesignRuleError("it does not fit")
 
-    monkeypatch.setattr(sys.modules["toolchain.exchange.onnx_import"], "deploy", refused)
+    monkeypatch.setattr(onnx_import, "deploy", refused)
     with pytest.raises(DesignRuleError, match="it does not fit"):
         toolchain.import_(digits, calibrate="digits", dataset="digits", samples=3, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -706,11 +706,14 @@ def test_dishonest_files_are_refused_in_a_sentence(tmp_path: Path, spoil: Callab
 
 
 def test_a_file_that_unfolds_into_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two bytes of an empty node are hundreds in memory."""
+    """Two bytes of an empty node are hundreds in memory, and this process does not look at them: a child with a bound does."""
+    read, here = onnx_files._read, []
+    monkeypatch.setattr(onnx_files, "_read", lambda content, path: [here.append(path), read(content, path)][1])
     monkeypatch.setattr(onnx_files, "ROOM", 2**24)
     (tmp_path / "net.onnx").write_bytes(b"\x08\x08" + b"\x3a" + bytes([0x80, 0x80, 0x20]) + b"\x0a\x00" * 2**18)
-    with pytest.raises(ArtifactError, match=r"memory|fail|damaged"):
+    with pytest.raises(ArtifactError, match=r"memory|fail|damaged|nodes"):
         toolchain.import_(tmp_path / "net.onnx")
+    assert here == []
 
 
 def test_a_crash_of_the_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -750,7 +753,7 @@ def test_onnxruntime_sees_only_nodes_that_were_read(digits: Path, tmp_path: Path
 
 
 def test_a_file_that_runs_too_many_samples_together_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["toolchain.exchange.onnx_import"], "MOST_AT_ONCE", 100)
+    monkeypatch.setattr(onnx_import, "MOST_AT_ONCE", 100)
     path = exported(
         nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)), tmp_path / "net.onnx", (1, 8, 8), samples=16
     )
