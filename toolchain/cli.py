@@ -713,6 +713,8 @@ def main() -> NoReturn:
             say(
                 "toolchain: there are too few threads for all cores (`ulimit -u` or the container sets how many), so every library runs in one"
             )
+        if not {"-h", "--help", "--version"} & set(arguments or ["-h"]):
+            shortage.hold_blas()
         code = typer.main.get_command(app)(arguments or ["--help"], prog_name="toolchain", standalone_mode=False)
         if code == INTERRUPTED:  # typer makes this of KeyboardInterrupt, and no verb returns it
             raise KeyboardInterrupt

@@ -246,6 +246,7 @@ def _session(opener: Opener, name: str, job: bytes) -> Session:
             raise UsageError(
                 f"the worker on {where()} has toolchain {toolchain.__version__} and the job comes from {theirs}: install the same version on both"
             )
+        shortage.hold_blas()
         _OPEN.sessions[name] = opener(given)
     return _OPEN.sessions[name]
 

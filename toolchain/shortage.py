@@ -37,6 +37,15 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 RESERVE = 1 << 23
 """Bytes of addresses kept for the last sentence; nobody touches them, so they take no memory."""
 
+BLAS_BYTES = 36 << 20
+"""What a thread of OpenBLAS takes once, and keeps; a little more than its 32 MiB."""
+
+MOST_THREADS = 64
+"""Of NumPy's OpenBLAS."""
+
+BLAS_SIDE = 512
+"""Rows and columns of a product that it deals to all its threads."""
+
 _reserve: list[mmap.mmap] = []
 
 
@@ -94,10 +103,42 @@ def free(error: BaseException) -> None:
         traceback.clear_frames(each.__traceback__)
 
 
+def hold_blas() -> None:
+    """Where a limit on addresses is set, have NumPy's OpenBLAS take its working memory now; MemoryError where there is none.
+
+    Later, at the first product of matrices, it would ask for it again and again, for ever.
+    """
+    if not _addresses_are_limited():
+        return
+    import numpy as np
+
+    asked = [int(value) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS") if (value := os.environ.get(name, "")).isdecimal()]
+    threads = min([_cores(), MOST_THREADS, *asked[:1]])
+    try:
+        mmap.mmap(-1, (threads + 1) * BLAS_BYTES).close()
+    except OSError as error:
+        raise MemoryError(error.strerror) from None
+    square = np.ones((BLAS_SIDE, BLAS_SIDE))
+    square @ square  # large enough for all its threads
+
+
+def _addresses_are_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # no such limits on this system
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def _cores() -> int:
+    """Those that this process may use, as the libraries count them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def one_thread_if_short() -> bool:
     """Whether the libraries that are loaded from now on have to do with one thread each, and are told so: elsewhere OpenBLAS interrupts the program, and
     OpenMP ends it, where the threads that they want cannot be started."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     if cores == 1 or _startable(2 * cores) == 2 * cores:  # each of the two has its own
         return False
     os.environ.update(dict.fromkeys(THREADS, "1"))

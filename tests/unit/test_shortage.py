@@ -136,6 +136,20 @@ def test_too_few_threads_make_every_library_run_in_one(startable: int, short: bo
     assert {os.environ[name] for name in shortage.THREADS} == {"1" if short else "7"}
 
 
+def test_working_memory_is_taken_in_time_or_missed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenBLAS would try for ever."""
+    shortage.hold_blas()  # no limit: nothing to do
+    monkeypatch.setattr(shortage, "_addresses_are_limited", lambda: True)
+    shortage.hold_blas()
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", full)
+    with pytest.raises(MemoryError, match="Cannot allocate memory"):
+        shortage.hold_blas()
+
+
 def test_threads_are_counted_until_one_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shortage._startable(5) == 5
     start = threading.Thread.start
