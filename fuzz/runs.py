@@ -297,6 +297,41 @@ def answers(folder: Path) -> Prepared:
     return Prepared([seed], read, (inside, inside, *(mutate.then(each, signed) for each in mutate.BYTES)))
 
 
+def lesson(folder: Path) -> Prepared:
+    """The state that learn --resume goes on from: read, and taken up by a lesson of two connections."""
+    from types import SimpleNamespace
+
+    import numpy as np
+    from safetensors.numpy import save
+
+    from toolchain import lesson as lessons
+
+    first: dict[str, Any] = {"hidden.weight": np.ones((3, 2), np.int8), "readout.weight": np.ones((2, 3), np.float64)}
+    lines = tuple(lessons.Epoch(epoch, 2 * epoch, 0.5, 0.7 if epoch else None) for epoch in (0, 1))
+    begun = lessons.Begun(lessons.FORMAT, {"model": "net", "lr": 0.5}, 3, lines, (dict.fromkeys(lessons.SEEN, 0.5),), 1.5)
+    seed = save(first, {"lesson": msgspec.json.encode(begun).decode()})
+    file = folder / "lesson.safetensors"
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        under_way: Any = lessons.Lesson.__new__(lessons.Lesson)
+        bounds = {"hidden.weight": (-128, 127), "readout.weight": None}
+        under_way.__dict__.update(
+            _began=0.0,
+            plastics=[SimpleNamespace(tensor=name, bounds=bounds[name]) for name in first],
+            done=lessons.Done(0, first),
+            each=2,
+            last=4,
+        )
+        found, tensors = lessons._begun_in(file)
+        lessons._require_same(found.terms, begun.terms, folder)
+        under_way.restore(found, tensors, file)
+        for line in (*under_way.curve, *((under_way._line(2, 0.5),) if found.seen else ())):
+            lessons.sentence(line)
+
+    return Prepared([seed], read, (mutate.tensor_bytes, mutate.tensor_header, *(mutate.metadata("lesson"),) * 3))
+
+
 def names(folder: Path) -> Prepared:
     """MODEL as somebody may write it: a name, a path, or neither."""
     from toolchain import source
@@ -457,5 +492,6 @@ TARGETS = (
     Target("config", configuration, share=3),
     Target("settings", settings, share=2),
     Target("answers", answers, share=1),
+    Target("lesson", lesson, share=1),
     Target("names", names, share=1),
 )

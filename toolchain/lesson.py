@@ -86,6 +86,10 @@ def sentence(line: Epoch) -> str:
     return f"{said}, {line.seconds:.1f} s"
 
 
+SEEN = {"loss", "accuracy", "forward_rate", "feedback_rate", "clipped", "silent", "saturations"}
+"""What is seen of every batch: means of it are a line of the curve."""
+
+
 class Learner(AbstractContextManager["Learner"], Protocol):
     """A network on a target whose weights change there. `graph` holds the weights it has now."""
 
@@ -232,13 +236,12 @@ class Lesson:
         """Take up the lesson that `path` holds, which was begun on the same terms; ArtifactError where its parts contradict each other."""
         whole = max(0, len(begun.curve) - 1)
         under_way = begun.updates - whole * self.each
-        keys = set(begun.seen[0]) if begun.seen else set()
         fits = (
             [line.epoch for line in begun.curve] == list(range(len(begun.curve)))
             and (bool(begun.curve) or begun.updates == 0)
             and 0 <= under_way <= self.each
             and len(begun.seen) == under_way
-            and all(set(batch) == keys for batch in begun.seen)
+            and all(set(batch) == SEEN for batch in begun.seen)
             and whole + (under_way > 0) <= self.last
             and isfinite(begun.seconds)
         )
