@@ -254,7 +254,7 @@ def yaml_text(data: bytes, random: Random) -> bytes:
             return yaml.safe_dump(value(yaml.safe_load(data), random), sort_keys=False, allow_unicode=random.random() < 0.5).encode(
                 "utf-8", "surrogatepass"
             )
-        except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError):
+        except (yaml.YAMLError, ValueError, LookupError, RecursionError, TypeError, AttributeError):  # tags break PyYAML in many ways
             return data
     lines = data.split(b"\n")
     at = random.randrange(len(lines))

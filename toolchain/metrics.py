@@ -52,7 +52,7 @@ def read(path: Path, epochs: int) -> list[Epoch]:
     """The first `epochs` lines of metrics.jsonl; ArtifactError where they are not there."""
     try:
         lines = [msgspec.json.decode(line, type=Epoch) for line in read_plain(path, LARGEST).splitlines()]
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise ArtifactError(f"'{path}' cannot be read ({error}): restore it, or start the run again without --resume") from None
     if len(lines) < epochs:
         raise ArtifactError(

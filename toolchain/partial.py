@@ -305,7 +305,7 @@ class Partial:
             return True
         try:
             answer = Message.unpacked(packed)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
             return False
         if not self.question.fits(part, answer) or _sum(self.question.inputs(part)) != digest:
             return False
