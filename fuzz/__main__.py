@@ -141,7 +141,7 @@ class Campaign:
                 if "Timeout" in trace
                 else f"the process ended with {child.returncode}"
             )
-            self._keep(row, what, trace, at, (Path(scratch) / worker.CURRENT).read_bytes())
+            self._keep(row, what, trace, at, current.read_bytes() if (current := Path(scratch) / worker.CURRENT).exists() else b"")
             with self._lock:
                 row.inputs += at + 1 - first - last["inputs"]
                 row.accepted += accepted - last["accepted"]

@@ -57,9 +57,13 @@ class Bounded:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self.report()
 
+    def begin(self, number: int) -> None:
+        """Where the campaign looks for what was under way when this process died: also while an input is made."""
+        (self.folder / NUMBER).write_text(f"{number} {self.judge.tally.accepted} {self.judge.tally.refused}")
+
     def step(self, number: int, data: bytes) -> None:
         (self.folder / CURRENT).write_bytes(data)
-        (self.folder / NUMBER).write_text(f"{number} {self.judge.tally.accepted} {self.judge.tally.refused}")
+        self.begin(number)
         signal.setitimer(signal.ITIMER_PROF, self.target.seconds)
         found = self.judge(data)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -97,6 +101,7 @@ def run(target: Target, seed: int, first: int, stop: int, folder: Path, say: Cal
     bounded = Bounded(target, prepared, folder, say)
     drawn = (stop - first) // DRAWN if prepared.drawn is not None else 0
     for number in range(first, stop - drawn):
+        bounded.begin(number)
         bounded.step(number, made(prepared, Random(f"{seed}/{target.name}/{number}")))
     if drawn:
         draw(bounded, prepared, seed, stop - drawn, stop)
