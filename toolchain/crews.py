@@ -40,7 +40,7 @@ GONE = 30.0
 """Seconds without any worker, or without the scheduler, after which a run gives up."""
 
 LOOK = 2.0
-"""Seconds between two looks at which workers a scheduler has."""
+"""Seconds between two looks at which workers a scheduler has, and at whether ours are watched."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -90,6 +90,9 @@ class LocalCrew:
         """Kill every worker and what it started: nothing of theirs is worth a farewell."""
         places, self._executors = list(self._executors.values()), {}
         for executor in places:  # a first round without waiting would leave nothing to wait for in a second
+            if _unwatched(executor):
+                for process in list((executor._processes or {}).values()):
+                    process.kill()
             executor.shutdown(wait=True, kill_workers=True)
 
     def lacks(self, name: str) -> str | None:
@@ -118,7 +121,7 @@ class LocalCrew:
         from joblib.externals.loky import BrokenProcessPool
         from joblib.externals.loky.process_executor import PicklingError
 
-        number, place, future = self._answered.get()
+        number, place, future = self._answer()
         self._free.append(place)
         try:
             return number, shards.read_answer(future.result())
@@ -135,6 +138,16 @@ class LocalCrew:
     def run_again(self) -> int:
         return 0
 
+    def _answer(self) -> tuple[int, int, Any]:
+        """The next answer; MemoryError where it would never come, since the thread that watches a worker ended: it could not start another."""
+        while True:
+            busy = (executor for place, executor in self._executors.items() if place not in self._free)
+            unwatched = any(map(_unwatched, busy))  # before the look: what it still said is there
+            with contextlib.suppress(Empty):
+                return self._answered.get(timeout=LOOK)
+            if unwatched:
+                raise MemoryError("a worker is watched no more, for want of threads or memory")
+
     def _submit(self, place: int, question: bytes) -> Any:
         from joblib.externals.loky import ProcessPoolExecutor
 
@@ -150,6 +163,12 @@ class LocalCrew:
         executor = self._executors.pop(place, None)
         if executor is not None:
             executor.shutdown(wait=False, kill_workers=True)
+
+
+def _unwatched(executor: Any) -> bool:
+    """Whether loky's own thread, which hands answers on and ends workers, is dead."""
+    watching = executor._executor_manager_thread
+    return watching is not None and not watching.is_alive()
 
 
 def _threads(jobs: int) -> dict[str, str]:

@@ -9,12 +9,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -508,6 +510,32 @@ def test_a_worker_that_is_short_of_memory_says_so_and_is_tried_again() -> None:
     assert failure.again
     assert "ran out of memory ([enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator" in failure.message
     assert "lower --jobs or --batch or --samples, end other programs" in failure.message
+
+
+def test_an_answer_that_can_never_come_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "LOOK", 0.05)
+    ended: list[str] = []
+    worker = SimpleNamespace(kill=lambda: ended.append("worker"))
+    executor = SimpleNamespace(
+        _executor_manager_thread=threading.Thread(),  # it never started, so it is as dead as one that failed
+        _processes={1: worker},
+        shutdown=lambda **how: ended.append("executor"),
+    )
+    with crews.LocalCrew(Short, 2) as crew:
+        crew._executors = {0: executor}
+        crew._answered.put((7, 0, _answered(b"")))
+        with pytest.raises(msgspec.DecodeError):  # what was still said is looked at first
+            crew.take()
+        crew._free.clear()
+        with pytest.raises(MemoryError, match="a worker is watched no more"):
+            crew.take()
+    assert ended == ["worker", "executor"]
+
+
+def _answered(content: bytes) -> Future[bytes]:
+    future: Future[bytes] = Future()
+    future.set_result(content)
+    return future
 
 
 @needs_joblib
