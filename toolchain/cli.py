@@ -709,6 +709,8 @@ def main() -> NoReturn:
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its cache is not the user's business
         endings.watch()
         shortage.keep_reserve()
+        if not debug:
+            shortage.quiet_threads()
         if shortage.one_thread_if_short():
             say(
                 "toolchain: there are too few threads for all cores (`ulimit -u` or the container sets how many), so every library runs in one"

@@ -91,8 +91,9 @@ class LocalCrew:
         places, self._executors = list(self._executors.values()), {}
         for executor in places:  # a first round without waiting would leave nothing to wait for in a second
             if _unwatched(executor):
-                for process in list((executor._processes or {}).values()):
-                    process.kill()
+                for number in list(executor._processes or ()):  # by process number; loky's processes have no `kill` of their own
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(number, signal.SIGKILL)
             executor.shutdown(wait=True, kill_workers=True)
 
     def lacks(self, name: str) -> str | None:

@@ -135,6 +135,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def quiet_threads() -> None:
+    """From now on a library's own thread that ends for a shortage prints no traceback; whoever waits for it says what happened."""
+    threading.excepthook = lambda ended: None if found(ended.exc_value) else threading.__excepthook__(ended)
+
+
 def one_thread_if_short() -> bool:
     """Whether the libraries that are loaded from now on have to do with one thread each, and are told so: elsewhere OpenBLAS interrupts the program, and
     OpenMP ends it, where the threads that they want cannot be started."""

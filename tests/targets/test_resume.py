@@ -515,10 +515,10 @@ def test_a_worker_that_is_short_of_memory_says_so_and_is_tried_again() -> None:
 def test_an_answer_that_can_never_come_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crews, "LOOK", 0.05)
     ended: list[str] = []
-    worker = SimpleNamespace(kill=lambda: ended.append("worker"))
+    worker = subprocess.Popen(["sleep", "60"])
     executor = SimpleNamespace(
         _executor_manager_thread=threading.Thread(),  # it never started, so it is as dead as one that failed
-        _processes={1: worker},
+        _processes={worker.pid: None},
         shutdown=lambda **how: ended.append("executor"),
     )
     with crews.LocalCrew(Short, 2) as crew:
@@ -529,7 +529,8 @@ def test_an_answer_that_can_never_come_is_a_shortage(monkeypatch: pytest.MonkeyP
         crew._free.clear()
         with pytest.raises(MemoryError, match="a worker is watched no more"):
             crew.take()
-    assert ended == ["worker", "executor"]
+    assert worker.wait(10) == -signal.SIGKILL
+    assert ended == ["executor"]
 
 
 def _answered(content: bytes) -> Future[bytes]:

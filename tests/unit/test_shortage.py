@@ -192,3 +192,21 @@ def test_a_crash_has_last_words_and_a_fork_s_has_not(how: str, code: int, said: 
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run([sys.executable, "-c", CRASH, how], capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_thread_that_ends_for_a_shortage_prints_nothing_and_another_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+    def ending(error: Exception) -> None:
+        raise error
+
+    shortage.quiet_threads()
+    for error in (RuntimeError("can't start new thread"), ValueError("a fault of ours")):
+        thread = threading.Thread(target=ending, args=(error,))
+        thread.start()
+        thread.join()
+    said = capsys.readouterr().err
+    assert "a fault of ours" in said
+    assert "can't start" not in said
