@@ -124,6 +124,12 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
             yield name, member
 
 
+def made_by(kind: type) -> Any:
+    """The constructor that a class writes itself; None where its fields say all, or another class's serves."""
+    own = vars(kind).get("__init__")
+    return own if inspect.isfunction(own) and own.__module__ == kind.__module__ and not dataclasses.is_dataclass(kind) else None
+
+
 def lines() -> Iterator[str]:
     """The whole interface, a line each: verbs with their options; functions with their parameters, classes with fields, methods and properties, constants."""
     group = typer.main.get_command(cli.app)
@@ -148,6 +154,8 @@ def _described(path: str, found: Any) -> Iterator[str]:
         if issubclass(found, enum.Enum):
             yield from (f"    {item.name} = {item.value!r}" for item in found)
         yield from (f"    {field}" for field in fields(found))
+        if made_by(found):
+            yield f"    def __init__({', '.join(parameters(made_by(found))[0])})"
         for name, member in members(found):
             if isinstance(member, property):
                 yield f"    property {name}"

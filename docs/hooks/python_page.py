@@ -93,6 +93,8 @@ def _class(kind: type, depth: int) -> str:
 
 def _fields(kind: type) -> str:
     lines = interface.fields(kind)
+    if interface.made_by(kind):
+        lines = [_signature(kind.__name__, interface.made_by(kind)).removesuffix(" -> None")]
     return "```python\n" + "\n".join(lines) + "\n```" if lines else ""
 
 

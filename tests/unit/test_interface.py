@@ -159,6 +159,14 @@ def test_a_deprecated_function_warns_and_is_listed_as_such() -> None:
     ]
 
 
+def test_what_a_constructor_takes_is_listed() -> None:
+    class Gain:
+        def __init__(self, start: float = 0.0) -> None:
+            self.start = start
+
+    assert list(interface._described("toolchain.Gain", Gain)) == ["class toolchain.Gain", "    def __init__(start: float = 0.0)"]
+
+
 def test_optional_modules_are_there_or_say_what_to_install() -> None:
     for module, packages in interface.OPTIONAL.items():
         assert find_spec(module) is not None
