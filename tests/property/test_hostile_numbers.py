@@ -346,6 +346,24 @@ def test_hostile_weights_compile_to_one_result(case: str, mode: str, assert_iden
         np.testing.assert_array_equal(scores, found[2])
 
 
+@pytest.mark.parametrize(
+    ("weights", "whose"),
+    [
+        ({"feedback": 1e9}, "'hidden1', up to 1e.09"),
+        ({"hidden": 1e12, "feedback": 0.0}, "'hidden2', up to 1e.12"),
+        ({"readout": 1e-45, "feedback": 1e-45, "hidden": 1e12}, "'hidden2', up to"),
+    ],
+)
+def test_what_leaves_no_unit_is_named_where_it_is(weights: dict[str, float], whose: str) -> None:
+    """One population's weights can be what another has no unit for."""
+    with pytest.raises(
+        DesignRuleError, match=f"^population 'hidden.' needs threshold .* the weights of ({whose}|this one).* leave no unit"
+    ) as error:
+        LOIHI_PIPELINE(lower(network(weights)))
+    named = whose.partition(",")[0]
+    assert f"the weights of {named}" in str(error.value) or str(error.value).startswith(f"population {named} ")
+
+
 def _answers(target: Target, graph: Graph) -> tuple[Result, Result, Array]:
     with replace(target, trace=True).compile(graph) as executable:  # type: ignore[type-var]  # a target is a dataclass
         forward = executable.run(IMAGES)

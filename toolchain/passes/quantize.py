@@ -317,9 +317,10 @@ class _Quantizer:
         # A float graph's dynamics are already in feedback units (A/Ab), so the grid alone turns them into integers.
         threshold, reset = round(dynamics.threshold * grid), round(dynamics.reset * grid)
         if not 1 <= threshold <= POTENTIAL_LIMIT or reset > POTENTIAL_LIMIT or (reset == 0) != (dynamics.reset == 0):
+            heaviest, weight, beside = self._heaviest()
             raise DesignRuleError(
                 f"population '{name}' needs threshold {threshold:g} and reset {reset:g} in phase '{phase}': the 24-bit membrane holds 1 to {POTENTIAL_LIMIT}, "
-                f"and its weights, up to {self._largest_weight(name):.3g} where the threshold is {self.source.phase('forward').dynamics[name].threshold:.3g}, leave no unit for both: "
+                f"and the weights of {'this one' if heaviest == name else repr(heaviest)}, up to {weight:.3g} where the threshold is {beside:.3g}, leave no unit for both: "
                 "bring weights and threshold closer together"
             )
         for label, exact, whole in (("threshold", dynamics.threshold, threshold), ("reset", dynamics.reset, reset)):
@@ -328,9 +329,16 @@ class _Quantizer:
                 self.rounding[f"{phase}.{name}.{label}"] = Rounding(0, error, error, 0)
         return Dynamics(leak=leak, threshold=threshold, reset=reset, members=dynamics.members)
 
-    def _largest_weight(self, name: str) -> float:
-        into = [s for s in self.source.phase("forward").synapses if s.target == name]
-        return max((float(np.abs(self.source.tensors[_name(s)]).max(initial=0)) for s in into), default=0.0)
+    def _heaviest(self) -> tuple[str, float, float]:
+        """Whose largest weight is the most thresholds in the forward phase, that weight, and the threshold: all units hang together, so another population may fit no more for it."""
+        forward = self.source.phase("forward")
+        found = []
+        for name, dynamics in forward.dynamics.items():
+            if dynamics.members not in ("none", "graded"):
+                into = (self.source.tensors[_name(s)] for s in forward.synapses if s.target == name)
+                largest = max((float(np.abs(weight).max(initial=0)) for weight in into), default=0.0)
+                found.append((largest / dynamics.threshold, name, largest, dynamics.threshold))
+        return max(found)[1:]
 
     def _synapse(self, phase: Phase, synapse: Synapse) -> Synapse:
         name = _name(synapse)
