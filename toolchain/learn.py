@@ -18,8 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 
-from toolchain import artifact, codec, config, data, fixed, plasticity, shortage
+from toolchain import artifact, codec, config, data, fixed, plasticity, questions, shortage
 from toolchain.compiler import assembled, executable, lowered
+from toolchain.data.dataset import fingerprint
 from toolchain.deploy import Options, available, device_of, sample_shape
 from toolchain.errors import ToolchainError, UsageError, unknown
 from toolchain.files import held, replace_file
@@ -142,10 +143,12 @@ def learn(
     terms = {
         "model": source.name,
         "first weights (sha256)": digest(stages.adjoint.tensors),
+        "network (sha256)": questions.digest(stages.adjoint, None),  # its time steps, thresholds and leaks too
         "target": chosen.name,
         "dataset": dataset,
         "samples": len(train),
-        "labels (sha256)": digest({"train": train.labels, "test": test.labels}),
+        "training samples (sha256)": fingerprint(train),
+        "test samples (sha256)": fingerprint(test),
         "epochs": epochs,
         "batch": batch,
         "seed": seed,

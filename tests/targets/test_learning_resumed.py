@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import toolchain
-from toolchain import files, lesson
+from toolchain import data, files, lesson
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.learn import Learned
 
@@ -150,6 +151,29 @@ def test_another_run_is_not_gone_on_with(options: dict[str, Any], sentence: str,
     with pytest.raises(UsageError) as error:
         learned(**{"output": finished, "resume": True, **options})
     assert sentence in str(error.value)
+
+
+def test_another_network_of_the_same_name_and_other_images_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for steps in (10, 12):
+        toolchain.compile("digits-fc", time_steps=steps, output=tmp_path / str(steps) / "net.fsnn")
+
+    def learned_by(steps: int, **options: Any) -> None:
+        toolchain.learn(tmp_path / str(steps) / "net.fsnn", target="sim", output=tmp_path / "run", **{**OPTIONS, **options})
+
+    learned_by(10)
+    with pytest.raises(UsageError, match=r"has network \(sha256\) = \w+, not \w+: go on with its own settings"):
+        learned_by(12, resume=True)
+    load = data.load
+
+    def changed(*arguments: Any, **options: Any) -> data.Dataset:
+        found = load(*arguments, **options)
+        images = np.array(found.images)
+        images[-1, ..., 0] += 0.5
+        return replace(found, images=images)
+
+    monkeypatch.setattr(data, "load", changed)
+    with pytest.raises(UsageError, match=r"has training samples \(sha256\) = \w+, not \w+: "):
+        learned_by(10, resume=True)
 
 
 @pytest.fixture(scope="module")
