@@ -206,11 +206,11 @@ def children(pid: int) -> list[int]:
 
 
 def unused_files(since: set[str]) -> set[str]:
-    """Files of Python's multiprocessing under /dev/shm that were not there and that no living process has mapped: somebody left them.
+    """Files of Python's multiprocessing and of joblib's under /dev/shm that were not there and that no living process has mapped: somebody left them.
 
     A file that is being made is there for a moment: look again.
     """
-    fresh = {name for name in set(os.listdir("/dev/shm")) - since if name.startswith(("sem.mp-", "psm_", "pym-"))}
+    fresh = {name for name in set(os.listdir("/dev/shm")) - since if name.startswith(("sem.mp-", "sem.loky-", "psm_", "pym-"))}
     for _ in range(10):
         if not fresh:
             break

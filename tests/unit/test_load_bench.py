@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -81,3 +82,27 @@ def test_the_children_s_memory_is_watched(load: ModuleType) -> None:
     held = load.repeated("child", 1, 2, lambda: nullcontext(one_pass))
     assert min(held.of_children) > 1
     assert held.left["children"] == 0
+
+
+def test_a_small_leak_and_a_child_that_lost_its_parent_are_found(load: ModuleType) -> None:
+    import subprocess
+
+    held = load.Held("slow", 1, [1.0] * 6, [400.0 + 0.5 * n for n in range(6)], [0.0] * 6, [1.0] * 6, dict.fromkeys(load.KINDS, 0))
+    assert held.problems() == ["slow: the memory of this process grew at every pass, from 400.0 to 402.5 MiB"]
+    held.memory[3] = held.memory[2]
+    assert held.problems() == []
+
+    lost: list[int] = []
+
+    def one_pass() -> float:
+        done = subprocess.run(["sh", "-c", "sleep 60 >/dev/null & echo $!"], check=True, stdout=subprocess.PIPE)
+        lost.append(int(done.stdout))
+        return 1.0
+
+    try:
+        held = load.repeated("lost", 1, 2, lambda: nullcontext(one_pass))
+        assert "lost: 2 children left" in held.problems()
+    finally:
+        for pid in lost:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
