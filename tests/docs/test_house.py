@@ -71,7 +71,14 @@ def test_constraints_pin_every_dependency(path):
 
 def test_there_are_constraints_for_every_python_and_the_other_simulators():
     pythons = {f"py{version}.txt" for version in (310, 311, 312, 313)}
-    assert {path.name for path in (ROOT / "constraints").iterdir()} == {*pythons, "oldest.txt", "peers.txt", "audit.txt", "accepted.toml"}
+    assert {path.name for path in (ROOT / "constraints").iterdir()} == {
+        *pythons,
+        "oldest.txt",
+        "peers.txt",
+        "audit.txt",
+        "accepted.toml",
+        "build.txt",
+    }
 
 
 def test_the_oldest_versions_are_those_that_are_declared():
