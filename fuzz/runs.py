@@ -323,7 +323,7 @@ def lesson(folder: Path) -> Prepared:
             each=2,
             last=4,
         )
-        found, tensors = lessons._begun_in(file)
+        found, tensors = lessons._begun_in(file, 2**20)
         lessons._require_same(found.terms, begun.terms, folder)
         under_way.restore(found, tensors, file)
         for line in (*under_way.curve, *((under_way._line(2, 0.5),) if found.seen else ())):

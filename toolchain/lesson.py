@@ -33,6 +33,9 @@ STATE = "last.safetensors"
 
 FORMAT = 1
 
+LARGEST_HEADER = 2**27
+"""Bytes: safetensors takes no longer one."""
+
 EVERY = 10.0
 """Seconds between two writings of where an epoch is: so much is lost at most where the command is killed. Any other end loses nothing."""
 
@@ -268,7 +271,7 @@ class Kept:
         """Take the lesson up where the folder left it; UsageError where it was begun otherwise."""
         assert self.folder is not None
         path = self.folder / STATE
-        begun, tensors = _begun_in(path)
+        begun, tensors = _begun_in(path, LARGEST_HEADER + sum(first.nbytes for first in self.lesson.done.tensors.values()))
         _require_same(begun.terms, self._terms, self.folder)
         self.lesson.restore(begun, tensors, path)
         self.updates = begun.updates
@@ -296,12 +299,15 @@ class Kept:
 _ANEW = "restore the file, or learn again into another folder"
 
 
-def _begun_in(path: Path) -> tuple[Begun, dict[str, Array]]:
-    """What `Lesson.write` wrote; ArtifactError in one sentence where that is not what `path` holds."""
+def _begun_in(path: Path, most: int) -> tuple[Begun, dict[str, Array]]:
+    """What `Lesson.write` wrote; ArtifactError in one sentence where that is not what `path` holds, or more than `most` bytes."""
     from safetensors import SafetensorError, safe_open
 
     require_plain(path)
     try:
+        size = path.stat().st_size
+        if size > most:  # a file with holes takes no room on the disk, and all of it in memory
+            raise ArtifactError(f"'{path}' has {size:,} bytes, and a lesson of this network at most {most:,}: {_ANEW}")
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dictionary: it has no other way)

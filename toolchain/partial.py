@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 from toolchain import shortage
 from toolchain.data.places import cache
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
-from toolchain.files import held, replace_file
+from toolchain.files import held, read_plain, replace_file
 from toolchain.ir import Array
 from toolchain.progress import say
 from toolchain.shards import Message
@@ -289,9 +290,9 @@ class Partial:
     def _read(self, file: Path) -> list[tuple[int, int, bytes, bytes]]:
         """The rows of an answer file; none where it is not whole."""
         rows: list[tuple[int, int, bytes, bytes]] = []
-        with contextlib.suppress(OSError, msgspec.MsgspecError), file.open("rb") as stream:
-            content = stream.read(self.question.largest + 1)
-            if len(content) <= self.question.largest and hashlib.sha256(content[32:]).digest() == content[:32]:
+        with contextlib.suppress(OSError, ArtifactError, ValueError):
+            content = read_plain(file, self.question.largest)
+            if hashlib.sha256(content[32:]).digest() == content[:32]:
                 seconds, rows = msgspec.msgpack.decode(content[32:], type=tuple[float, list[tuple[int, int, bytes, bytes]]])
                 self.seconds = max(self.seconds, seconds)
         return rows
@@ -330,7 +331,7 @@ def _root() -> Path:
 def _saved(folder: Path) -> Iterator[Path]:
     """The answer files of a folder; of the folder of all, those of every one."""
     found = folder.glob("*/*.answers" if folder == _root() else "*.answers")
-    return (file for file in found if file.stem.replace("-", "", 1).isdecimal() and "-" in file.stem)
+    return (file for file in found if re.fullmatch(r"[0-9]+-[0-9]+", file.stem))
 
 
 def _number(file: Path) -> int:
@@ -338,8 +339,8 @@ def _number(file: Path) -> int:
 
 
 def _asked(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, msgspec.MsgspecError), path.open("rb") as stream:
-        return msgspec.json.decode(stream.read(LARGEST_QUESTION), type=dict[str, Any])
+    with contextlib.suppress(OSError, ArtifactError, ValueError, RecursionError):
+        return msgspec.json.decode(read_plain(path, LARGEST_QUESTION), type=dict[str, Any])
     return {}
 
 

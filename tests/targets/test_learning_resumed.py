@@ -79,7 +79,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
             ending(patch, KeyboardInterrupt(), update, saved=saved)
             with pytest.raises(KeyboardInterrupt):
                 learned(target, weights=weights, output=run, resume=resume)
-    begun = lesson._begun_in(run / "last.safetensors")[0]
+    begun = lesson._begun_in(run / "last.safetensors", 2**20)[0]
     assert (begun.updates, len(begun.curve), len(begun.seen)) == (5, 2, 2)
     assert_same(learned(target, weights=weights, output=run, resume=True), run, whole, kept)
 
@@ -90,7 +90,7 @@ def test_an_interruption_loses_no_update(tmp_path: Path, monkeypatch: pytest.Mon
         ending(patch, KeyboardInterrupt(), 2)
         with pytest.raises(KeyboardInterrupt):
             learned(output=run)
-    assert lesson._begun_in(run / "last.safetensors")[0].updates == 2
+    assert lesson._begun_in(run / "last.safetensors", 2**20)[0].updates == 2
     whole = learned(output=kept)
     assert_same(learned(output=run, resume=True), run, whole, kept)
     assert_same(learned(output=run, resume=True), run, whole, kept)  # and a run that is done stays as it is
