@@ -18,6 +18,8 @@ from toolchain.files import read_plain, replace_file, unwritten
 LINES, TABLE, EVENTS = "metrics.jsonl", "metrics.csv", "tensorboard"
 LARGEST = 2**28
 """Bytes of metrics.jsonl: 100,000 epochs of a network with 100 layers."""
+LONGEST = 2**20
+"""Bytes of a line: rates of some 20,000 layers."""
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -42,6 +44,13 @@ class Epoch(msgspec.Struct, frozen=True):
     stopped: bool = False
 
 
+def _line(line: bytes) -> Epoch:
+    """An epoch; DecodeError where it is none."""
+    if len(line) > LONGEST:  # a number of two bytes takes 32 in memory
+        raise msgspec.DecodeError(f"a line of {len(line):,} bytes")
+    return msgspec.json.decode(line, type=Epoch)
+
+
 def best(lines: Sequence[Epoch]) -> Epoch:
     """The first epoch with the highest held-out accuracy; the last epoch where nothing is held out."""
     chosen = [line for line in lines if line.held_out_accuracy is not None]
@@ -51,17 +60,17 @@ def best(lines: Sequence[Epoch]) -> Epoch:
 def read(path: Path, epochs: int) -> list[Epoch]:
     """The first `epochs` lines of metrics.jsonl; ArtifactError where they are not there."""
     try:
-        lines = [msgspec.json.decode(line, type=Epoch) for line in read_plain(path, LARGEST).splitlines()]
+        lines = [_line(line) for line in io.BytesIO(read_plain(path, LARGEST))]
     except (OSError, msgspec.DecodeError, RecursionError) as error:
-        raise ArtifactError(f"'{path}' cannot be read ({error}): restore it, or start the run again without --resume") from None
+        raise ArtifactError(f"'{path}' cannot be read ({error}): restore it, or train again into another folder") from None
     if len(lines) < epochs:
         raise ArtifactError(
-            f"'{path}' has {len(lines)} epochs but the run has done {epochs}: restore it, or start the run again without --resume"
+            f"'{path}' has {len(lines)} epochs but the run has done {epochs}: restore it, or train again into another folder"
         )
     numbers = [line.epoch for line in lines[:epochs]]
     if numbers != list(range(1, epochs + 1)):
         wrong = next(i for i, number in enumerate(numbers, 1) if number != i)
-        raise ArtifactError(f"'{path}' has epoch {numbers[wrong - 1]} in line {wrong}: restore it, or start the run again without --resume")
+        raise ArtifactError(f"'{path}' has epoch {numbers[wrong - 1]} in line {wrong}: restore it, or train again into another folder")
     return lines[:epochs]
 
 

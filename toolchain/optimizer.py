@@ -48,5 +48,5 @@ def restore(optimizer: torch.optim.Optimizer, module: nn.Module, stored: Mapping
                 continue
             wanted = () if part == "steps" else tuple(parameter.shape)
             if tuple(tensor.shape) != wanted or not bool(tensor.isfinite().all()):
-                raise ArtifactError(f"'{path}': tensor '{part}.{name}' does not fit its weight: start the run again without --resume")
+                raise ArtifactError(f"'{path}': tensor '{part}.{name}' does not fit its weight: train again into another folder")
             optimizer.state[parameter][key] = tensor if part == "steps" else tensor.to(parameter)

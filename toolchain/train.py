@@ -25,6 +25,7 @@ from toolchain import augment, checkpoint, config, data, devices, methods, metri
 from toolchain.batches import Batches
 from toolchain.checkpoint import About
 from toolchain.config import Config, Training
+from toolchain.data.dataset import fingerprint
 from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.files import held, replace_file
 from toolchain.methods import Batch, Method
@@ -122,7 +123,8 @@ def _train(
         _check_folder(folder, chosen, resume=resume)
     learn, choose = _split(chosen, data_dir)
     processes.rows(min(chosen.train.batch, len(learn)))  # refuses batches that cannot be dealt out
-    run = _Run(chosen, gradients_of, module, device, folder)
+    samples = " ".join(fingerprint(part) for part in (learn, choose) if part is not None)
+    run = _Run(chosen, gradients_of, module, device, folder, samples)
     with held(folder, FILES) if first else contextlib.nullcontext():
         if first:
             _check_folder(folder, chosen, resume=resume)  # again: another run may have been here before the folder was ours
@@ -133,7 +135,8 @@ def _train(
             if resume:
                 progress.say(f"'{folder}' has no whole epoch yet: the run begins again")
             run.files.write([])
-            replace_file(folder / CONFIG, config.text(chosen).encode())
+        if first:
+            replace_file(folder / CONFIG, config.text(chosen).encode())  # of a run that goes on too: somebody may have edited it
         run.fit(learn, choose)
         return run.outcome(devices.describe(device))
 
@@ -299,10 +302,12 @@ def _split(chosen: Config, data_dir: str | os.PathLike[str] | None) -> tuple[dat
 class _Run:
     """A training run between its files: module, optimiser, random state, and the lines so far."""
 
-    def __init__(self, chosen: Config, method: Method, module: FeedbackSNN, device: torch.device, folder: Path) -> None:
+    def __init__(self, chosen: Config, method: Method, module: FeedbackSNN, device: torch.device, folder: Path, samples: str) -> None:
+        """`samples` tells the data from others (`fingerprint`)."""
         import torch
 
         self.config, self.method, self.folder, self.device = chosen, method, folder, device
+        self.samples = torch.tensor(list(samples.encode()), dtype=torch.uint8)
         self.module = module
         self.optimizer = optimizer.make(chosen.train, self.module)
         self.generator = torch.Generator().manual_seed(chosen.seed)
@@ -424,30 +429,51 @@ class _Run:
             checkpoint.write(self.folder / checkpoint.NAME, weights, about)
         self.files.write(self.lines)
         state = {f"model.{name}": tensor for name, tensor in weights.items()} | optimizer.tensors(self.optimizer, self.module)
-        checkpoint.write(self.folder / LAST, {**state, "random": self.generator.get_state()}, about)
+        checkpoint.write(self.folder / LAST, {**state, "random": self.generator.get_state(), "samples": self.samples}, about)
 
     def restore(self) -> None:
         """Take up the run where its folder stopped; ArtifactError where the folder's files contradict each other."""
+        import torch
+
         path = self.folder / LAST
         last = checkpoint.read(path)
         weights = {name.removeprefix("model."): tensor for name, tensor in last.tensors.items() if name.startswith("model.")}
         checkpoint.load_weights(self.module, weights, path)
         optimizer.restore(self.optimizer, self.module, last.tensors, path)
         if "random" not in last.tensors:
-            raise ArtifactError(f"'{path}' lacks the random state: start the run again without --resume")
+            raise ArtifactError(f"'{path}' lacks the random state: train again into another folder")
         try:
             self.generator.set_state(last.tensors["random"])
         except (RuntimeError, TypeError) as error:
-            raise ArtifactError(f"'{path}' holds no random state of torch's ({error}): start the run again without --resume") from None
+            raise ArtifactError(f"'{path}' holds no random state of torch's ({error}): train again into another folder") from None
         learned = last.about.progress
         if not all(1 / network.LARGEST <= learned.get(name, 1.0) <= network.LARGEST for name in self.method.state()) or (
             "scale_factor" in self.method.state() and "scale_factor" not in learned
         ):
-            raise ArtifactError(f"'{path}' holds no state of method {self.config.method} ({learned}): start the run again without --resume")
+            raise ArtifactError(f"'{path}' holds no state of method {self.config.method} ({learned}): train again into another folder")
         if last.about.epoch < 1:
-            raise ArtifactError(f"'{path}' is of epoch {last.about.epoch}, and epochs count from 1: start the run again without --resume")
+            raise ArtifactError(f"'{path}' is of epoch {last.about.epoch}, and epochs count from 1: train again into another folder")
         self.method.restore(learned)
+        if not torch.equal(last.tensors.get("samples", self.samples), self.samples):  # earlier versions did not keep it
+            raise UsageError(
+                f"the run in '{self.folder}' has seen other samples of '{self.config.train.dataset}' than are there now: bring its own back, or train into another folder"
+            )
         self.lines = metrics.read(self.folder / metrics.LINES, last.about.epoch)
+        self._require_agreement(last.about)
+
+    def _require_agreement(self, last: About) -> None:
+        """ArtifactError where the lines, the best weights and the state to go on from are not of one run."""
+        path = self.folder / checkpoint.NAME
+        best, kept = metrics.best(self.lines), checkpoint.read(path).about
+        if kept.config != last.config:
+            raise ArtifactError(f"'{path}' is of another run than {LAST} beside it: restore it, or train again into another folder")
+        # a run that was ended between two files has the weights of the epoch that it repeats, on a GPU not always to the same bits
+        ahead = kept.epoch == last.epoch + 1 or self.device.type != "cpu"
+        same = (kept.epoch, kept.held_out_accuracy) == (best.epoch, best.held_out_accuracy)
+        if self.lines[-1].held_out_accuracy != last.held_out_accuracy or not (ahead or same):
+            raise ArtifactError(
+                f"'{self.folder / metrics.LINES}' tells of other accuracies than {checkpoint.NAME} and {LAST} beside it: restore the three, or train again into another folder"
+            )
 
     def outcome(self, device: str) -> Outcome:
         best = metrics.best(self.lines)

@@ -7,18 +7,20 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from toolchain import checkpoint, deploy, files, metrics
-from toolchain.errors import ToolchainError, UsageError
+from toolchain import checkpoint, data, deploy, files, metrics
+from toolchain.errors import ArtifactError, ToolchainError, UsageError
 from toolchain.exchange.nir import write_run
 from toolchain.train import CONFIG, LAST, train
 
@@ -198,6 +200,32 @@ def test_the_second_of_two_runs_is_told_of_the_first_which_may_be_killed(whole: 
     (run / metrics.LINES).write_text("")
     begin(run, resume=True)
     assert sorted(path.name for path in run.glob(".*")) == [".mine.123.part"]
+
+
+def test_a_run_of_mixed_files_does_not_go_on(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    begin(other, seed=1)
+    kept = {name: (whole / name).read_bytes() for name in (CONFIG, LAST, checkpoint.NAME, metrics.LINES)}
+    first, *rest = kept[metrics.LINES].splitlines(keepends=True)
+    better = json.dumps({**json.loads(first), "held_out_accuracy": 0.999}).encode() + b"\n"
+    for name, content, said in (
+        (checkpoint.NAME, (other / checkpoint.NAME).read_bytes(), r"is of another run than last\.safetensors beside it: restore it"),
+        (checkpoint.NAME, kept[checkpoint.NAME][:-8], r"checkpoint\.safetensors' is damaged"),
+        (metrics.LINES, b"".join([better, *rest]), r"metrics\.jsonl' tells of other accuracies than checkpoint\.safetensors"),
+        (metrics.LINES, (other / metrics.LINES).read_bytes(), r"metrics\.jsonl' tells of other accuracies than checkpoint\.safetensors"),
+    ):
+        shutil.copytree(whole, run, dirs_exist_ok=True)
+        (run / name).write_bytes(content)
+        with pytest.raises(ArtifactError, match=said):
+            begin(run, resume=True)
+    shutil.copytree(whole, run, dirs_exist_ok=True)
+    (run / CONFIG).write_text("seed: 5\n")
+    begin(run, resume=True)
+    assert same(run, whole)
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *a, **o: replace(load(*a, **o), images=load(*a, **o).images[::-1]))
+    with pytest.raises(UsageError, match="has seen other samples of 'digits' than are there now"):
+        begin(run, resume=True)
 
 
 def test_an_import_keeps_out_of_a_held_folder(whole: Path, tmp_path: Path) -> None:
