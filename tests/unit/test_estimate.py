@@ -189,6 +189,7 @@ def test_random_weights_are_said():
         ({"chip_samples": -1}, "chip_samples is -1"),
         ({"mac_pj": -1.0}, "mac_pj is -1"),
         ({"ac_pj": float("nan")}, "ac_pj is nan"),
+        ({"mac_pj": 1e300}, "mac_pj is 1e.300: .* above 0 and below 1e.09"),
         ({"device": "no-such-device"}, "device"),
     ],
 )

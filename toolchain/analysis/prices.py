@@ -37,14 +37,18 @@ class Prices:
     source: str = "45 nm, 32-bit floats: Horowitz, ISSCC 2014, as commonly cited; not confirmed to be SPIDE's own"
 
 
+DEAREST = 1e9
+"""In picojoules, a millijoule: no operation costs as much, and sums stay finite."""
+
+
 def prices(mac: float | None = None, accumulate: float | None = None) -> Prices:
     """The usual prices, or others in picojoules; UsageError where one is no price."""
     usual = Prices()
     if mac is None and accumulate is None:
         return usual
     for name, value in (("mac_pj", mac), ("ac_pj", accumulate)):
-        if value is not None and not 0 < value < 1e9:
-            raise UsageError(f"{name} is {value}: give the price of one operation in picojoules, above 0")
+        if value is not None and not 0 < value < DEAREST:
+            raise UsageError(f"{name} is {value:g}: give the price of one operation in picojoules, above 0 and below {DEAREST:g}")
     given = [f"{name} as given" for name, value in (("E_MAC", mac), ("E_AC", accumulate)) if value is not None]
     rest = f"; the other: {usual.source}" if len(given) == 1 else ""
     return Prices(
