@@ -66,12 +66,21 @@ def _in_steps(graph: Graph, array: Array) -> Array:
     return array
 
 
-def _numbers(values: Array, what: str) -> Array:
-    """`values` as an array of real numbers, of a type that torch has too."""
+def plain(values: object, what: str) -> Array:
+    """`values` as an array of any type; UsageError where they are ragged, a tensor that NumPy cannot see, or masked, since no target knows of a mask."""
+    if isinstance(values, np.ma.MaskedArray) and np.any(values.mask):
+        raise UsageError(f"{what} has masked values: fill them first")
     try:
-        array = np.asarray(values)
+        return np.asarray(values)
     except ValueError:
         raise UsageError(f"{what} is ragged: give samples of one shape") from None
+    except (RuntimeError, TypeError):  # torch's words for one that requires a gradient, and for one on a GPU
+        raise UsageError(f"{what} is a {type(values).__name__} that NumPy cannot read: give tensor.detach().cpu().numpy()") from None
+
+
+def _numbers(values: Array, what: str) -> Array:
+    """`values` as an array of real numbers, of a type that torch has too."""
+    array = plain(values, what)
     if array.dtype.kind not in "biuf":
         raise UsageError(f"{what} holds values of type {array.dtype}: give real numbers")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # 80 or 128 bits

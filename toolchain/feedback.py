@@ -91,7 +91,7 @@ def both_phases(run: Executable, source: Source, images: Array, labels: Array, s
     """Forward, error from the target's own rates, feedback, local gradients, on a running executable."""
     graph = run.graph
     gain = codec.error_drive(graph).gain if scale_factor is None else _positive(scale_factor)
-    labels = np.asarray(labels)
+    labels = codec.plain(labels, "what is given as labels")
     forward = run.run(images)
     error = codec.output_error(graph, forward, labels, gain)
     return _found(graph, source, images, labels, forward, run.run(error, phase="feedback"), error, gain)
@@ -105,7 +105,7 @@ def exact(source: Source, images: Array, labels: Array) -> tuple[Feedback | None
         return None, Solved(
             np.inf, np.inf, (0, 0), f"'{source.name}' was compiled without its float tensors, so nothing exact can be solved"
         )
-    labels = np.asarray(labels)
+    labels = codec.plain(labels, "what is given as labels")
     coarse = len(labels) * max(step_products(graph, phase) for phase in graph.phases) > COARSE_WORK
     precision = Precision("float32", COARSE_TOLERANCE) if coarse else Precision()
     forward, rates = forward_equilibrium(graph, images, precision)

@@ -461,6 +461,8 @@ INPUTS: dict[str, tuple[Any, str]] = {
     "complex": (np.zeros((2, 64), complex), "give real numbers"),
     "text": (np.full((2, 64), "0"), "give real numbers"),
     "ragged": ([[0.0] * 64, [0.0]], "the input is ragged"),
+    "masked": (np.ma.array(np.full((2, 64), 0.5), mask=True), "the input has masked values"),  # type: ignore[no-untyped-call]
+    "with a gradient": (torch.zeros(2, 64, requires_grad=True), "the input is a Tensor that NumPy cannot read"),
 }
 ERRORS: dict[str, tuple[Any, str]] = {
     "none": (np.zeros((0, 3)), "there are no samples to run"),
@@ -513,6 +515,8 @@ def test_hostile_inputs_get_one_sentence_and_zeros_of_every_type_one_result(asse
 def test_labels_out_of_range_get_one_sentence(target: str) -> None:
     with pytest.raises(UsageError, match="labels must be 4 whole numbers from 0 to 9, and these reach from 0 to 10"):
         toolchain.feedback(network(), IMAGES, np.array([0, 10, 1, 2]), target=target)
+    with pytest.raises(UsageError, match="given as labels is ragged"):
+        toolchain.feedback(network(), IMAGES, [[0], [1, 2], [3], [4]], target=target)  # type: ignore[arg-type]
 
 
 def test_among_equal_scores_the_first_class_wins_everywhere() -> None:
