@@ -79,7 +79,7 @@ def last(folder: Path) -> Prepared:
 
     runs, seeds = [], []
     for module, config in zip(built(), configs(), strict=True):
-        run = _Run(config, methods.get("spide", 100.0, {}), module, torch.device("cpu"), folder)
+        run = _Run(config, methods.get("spide", 100.0, {}), module, torch.device("cpu"), folder, "the samples")
         for parameter in module.parameters():
             parameter.grad = torch.ones_like(parameter)
         run.optimizer.step()
@@ -93,7 +93,7 @@ def last(folder: Path) -> Prepared:
         for module, config in zip(built(), configs(), strict=True):
             if stored.read(folder / LAST).about.config.model == config.model:
                 _check_folder(folder, config, resume=True)
-                run = _Run(config, methods.get("spide", 100.0, {}), module, torch.device("cpu"), folder)
+                run = _Run(config, methods.get("spide", 100.0, {}), module, torch.device("cpu"), folder, "the samples")
                 run.restore()
                 return
         raise UsageError("the run is none of the seeds': another network")
