@@ -77,24 +77,25 @@ def last(folder: Path) -> Prepared:
     from toolchain import methods
     from toolchain.train import LAST, _check_folder, _Run
 
-    runs, seeds = [], []
+    seeds = []
     for module, config in zip(built(), configs(), strict=True):
-        run = _Run(config, methods.get("spide", 100.0, {}), module, torch.device("cpu"), folder, "the samples")
+        run = _Run(config, methods.get("spide", 100.0, {}), module, torch.device("cpu"), folder / config.model, "the samples")
         for parameter in module.parameters():
             parameter.grad = torch.ones_like(parameter)
         run.optimizer.step()
         run.lines = [_line(1)]
         run._save()
-        runs.append((config, (folder / LAST).read_bytes()))
-        seeds.append(runs[-1][1])
+        seeds.append((run.folder / LAST).read_bytes())
 
     def read(data: bytes) -> None:
         (folder / LAST).write_bytes(data)
+        of = stored.read(folder / LAST).about.config.model
         for module, config in zip(built(), configs(), strict=True):
-            if stored.read(folder / LAST).about.config.model == config.model:
-                _check_folder(folder, config, resume=True)
-                run = _Run(config, methods.get("spide", 100.0, {}), module, torch.device("cpu"), folder, "the samples")
-                run.restore()
+            if of == config.model:
+                own = folder / config.model
+                (own / LAST).write_bytes(data)
+                _check_folder(own, config, resume=True)
+                _Run(config, methods.get("spide", 100.0, {}), module, torch.device("cpu"), own, "the samples").restore()
                 return
         raise UsageError("the run is none of the seeds': another network")
 
