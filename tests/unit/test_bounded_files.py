@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import warnings
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ import pytest
 
 from toolchain import lesson, metrics, partial
 from toolchain.errors import ArtifactError
+from toolchain.exchange import nir_files
 
 
 @pytest.fixture
@@ -72,3 +74,31 @@ def test_a_lesson_with_more_bytes_than_its_network_is_refused_before_they_are_re
     os.truncate(path, 8 + len(header) + claimed)  # with a hole: it takes no room on the disk
     with pytest.raises(ArtifactError, match=r"has 1,073,741,9.. bytes, and a lesson of this network at most 1,000:"):
         lesson._begun_in(path, 1000)
+
+
+def nir_file(path: Path, nodes: dict[str, dict[str, object]]) -> Path:
+    h5py = pytest.importorskip("h5py")
+    pytest.importorskip("nir")
+    with h5py.File(path, "w") as file:
+        file["node/type"], file["node/edges"] = "NIRGraph", np.array([["input", "output"]], "S6")
+        for name, fields in nodes.items():
+            for field, value in fields.items():
+                file[f"node/nodes/{name}/{field}"] = value
+    return path
+
+
+def test_a_nir_file_of_endless_nodes_is_refused_before_nir_compares_them(tmp_path: Path) -> None:
+    path = nir_file(tmp_path / "many.nir", {f"n{i}": {"type": "Threshold"} for i in range(nir_files.MOST_NODES)})
+    with pytest.raises(ArtifactError, match=r"many.nir' has 2,001 nodes, more than 2,000: it is no network of layers$"):
+        nir_files.read(path)
+
+
+def test_what_nir_cannot_compute_is_refused_without_a_warning(tmp_path: Path) -> None:
+    sizes = {"input_shape": [2, 2], "stride": [0, 0], "padding": [0, 0], "dilation": [1, 1]}
+    fields = {"type": "Conv2d", "weight": np.ones((2, 1, 1, 1)), "groups": 1, "bias": np.zeros(2), **sizes}
+    path = nir_file(tmp_path / "stride.nir", {"conv": fields})
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with pytest.raises(ArtifactError, match="divide by zero"):
+            nir_files.read(path)
+    assert not heard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from toolchain.files import replace_file
 
 if TYPE_CHECKING:
     import nir
+
+MOST_NODES = 2_000
+"""Nodes of a file, nested ones too: far more than our networks have, and few enough for nir, which compares each with every other."""
 
 
 def require() -> None:
@@ -35,11 +39,17 @@ def read(path: Path) -> nir.NIRGraph:
     import nir
 
     held = hdf5_tree.read(path, "node", "NIR")
+    nodes = _nodes(held)
+    if nodes > MOST_NODES:
+        raise ArtifactError(f"'{path}' has {nodes:,} nodes, more than {MOST_NODES:,}: it is no network of layers")
     try:
         tree = _texts(held)
         if "type_check" in tree:  # an argument of nir's own, which no file is to give
             raise ValueError("it has a field 'type_check'")
-        found = nir.dict2NIRNode(tree)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("error", RuntimeWarning)  # a division by a stride of 0 is no number to go on with
+            found = nir.dict2NIRNode(tree)
     # nir asserts, and its nodes' constructors index, compare and compute with whatever the file holds
     except Exception as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
@@ -47,6 +57,11 @@ def read(path: Path) -> nir.NIRGraph:
     if not isinstance(found, nir.NIRGraph):
         raise ArtifactError(f"'{path}' holds a {type(found).__name__} and no graph of nodes: export a whole network")
     return found
+
+
+def _nodes(value: Any) -> int:
+    """How many nodes a tree has."""
+    return ("type" in value) + sum(map(_nodes, value.values())) if isinstance(value, dict) else 0
 
 
 def _texts(value: Any) -> Any:
