@@ -37,7 +37,7 @@ class Tally:
 
 
 class Judge:
-    """Gives inputs to a target's reader, with warnings as errors."""
+    """Gives inputs to a target's reader, and hears its warnings, also those that would be lost as errors because the reader refuses whatever a library raises."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
@@ -47,14 +47,18 @@ class Judge:
         began = time.process_time()
         self.tally.inputs += 1
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                self.prepared.read(data)
-            self.tally.accepted += 1
-            found = None
-        except ToolchainError as error:
-            self.tally.refused += 1
-            found = unsound(error)
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always")
+                try:
+                    self.prepared.read(data)
+                    self.tally.accepted += 1
+                    found = None
+                except ToolchainError as error:
+                    self.tally.refused += 1
+                    found = unsound(error)
+            if heard:
+                said = heard[0]
+                found = Finding(f"{said.category.__name__}: {str(said.message)[:100]!r}", f"{said.filename}:{said.lineno}")
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a panic of a Rust extension is no Exception

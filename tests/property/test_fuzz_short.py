@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from random import Random
 
@@ -69,6 +70,18 @@ def test_inputs_depend_on_seed_target_and_number_alone(tmp_path: Path) -> None:
 def test_what_a_sentence_must_be(message: str, what: str | None) -> None:
     found = unsound(ToolchainError(message))
     assert (found.what if found else None) == what
+
+
+def test_a_warning_is_seen_where_the_reader_refuses_whatever_a_library_raises() -> None:
+    def read(data: bytes) -> None:
+        try:
+            warnings.warn("it divides by 0", RuntimeWarning, stacklevel=1)
+        except Exception as error:
+            raise ToolchainError("it is damaged: restore it") from error
+
+    found = Judge(Prepared([], read))(b"")
+    assert found is not None
+    assert found.what == "RuntimeWarning: 'it divides by 0'"
 
 
 def test_the_campaign_sees_what_it_looks_for(tmp_path: Path) -> None:
