@@ -14,7 +14,7 @@ import pytest
 
 from toolchain import lesson, metrics, partial
 from toolchain.errors import ArtifactError
-from toolchain.exchange import nir_files
+from toolchain.exchange import nir_files, onnx_files
 
 
 @pytest.fixture
@@ -102,3 +102,10 @@ def test_what_nir_cannot_compute_is_refused_without_a_warning(tmp_path: Path) ->
         with pytest.raises(ArtifactError, match="divide by zero"):
             nir_files.read(path)
     assert not heard
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc")
+def test_no_more_of_an_onnx_file_is_read_than_it_said_to_have() -> None:
+    endless = Path("/proc/self/maps")  # a file of 0 bytes, as it says, with a content
+    with pytest.raises(ArtifactError, match="has more than 0 bytes"):
+        onnx_files.read(endless)

@@ -12,6 +12,7 @@ import numpy as np
 
 from toolchain import apart
 from toolchain.errors import ArtifactError
+from toolchain.files import read_plain
 from toolchain.ir import Array
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def read(path: Path) -> ModelProto:
         size = path.stat().st_size
         if size > LARGEST_FILE:
             raise ArtifactError(f"'{path}' has {size:,} bytes and an ONNX file ends at 2 GiB: it is another kind of file")
-        content = path.read_bytes()
+        content = read_plain(path, size)  # not more, also of a file that grows meanwhile
     except OSError as error:
         raise ArtifactError(f"'{path}' cannot be read ({error.strerror}): check the path") from None
     beside = path.with_name(f"{path.name}.data")
