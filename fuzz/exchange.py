@@ -6,10 +6,12 @@ import io
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, BinaryIO
+from unittest.mock import patch
 
 import numpy as np
 
@@ -134,10 +136,11 @@ def _here(work: Callable[[BinaryIO], None], receive: Callable[[BinaryIO], Any], 
     return receive(stream)
 
 
-def _reader(file: Path) -> Callable[[bytes], None]:
+def _reader(file: Path, *, here: bool = False) -> Callable[[bytes], None]:
     def read(content: bytes) -> None:
         file.write_bytes(content)
-        toolchain.import_(file).to_json()
+        with patch.object(apart, "run", _here) if here else nullcontext():
+            toolchain.import_(file).to_json()
 
     return read
 
@@ -151,9 +154,7 @@ def nir_values(folder: Path) -> Prepared:
     """A NIR file whose names, types, shapes, numbers and texts change. The input is its tree as JSON."""
     import h5py
 
-    apart.run = _here
-
-    read, seeds = _reader(folder / "a.nir"), []
+    read, seeds = _reader(folder / "a.nir", here=True), []
     for content in _files(folder):
         with h5py.File(io.BytesIO(content)) as file:
             seeds.append(json.dumps(_tree(file)).encode())
@@ -358,11 +359,10 @@ def _message_of(content: bytes, random: Random) -> bytes:
 
 def onnx_files(folder: Path) -> Prepared:
     """An ONNX file, made a spiking network. Of the other files here it may read one only."""
-    apart.run = _here
     file = folder / "net.onnx"
     (folder / "net.onnx.data").write_bytes(bytes(64))
     spoil: Mutator = _message_of
-    return Prepared(_models(), _reader(file), (spoil,) * 4)
+    return Prepared(_models(), _reader(file, here=True), (spoil,) * 4)
 
 
 TARGETS = (

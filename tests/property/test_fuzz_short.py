@@ -100,3 +100,17 @@ def test_a_finding_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "a.input").write_bytes(b"raises")
     assert replay(PLANTED, tmp_path / "a.input") == 1
     assert "KeyError" in capsys.readouterr().out
+
+
+def test_what_a_target_changes_for_itself_is_as_before_outside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other readers in this process keep their bounds."""
+    pytest.importorskip("nir", reason="nir is not installed")
+    pytest.importorskip("nirtorch", reason="nirtorch is not installed")
+    from toolchain import apart
+
+    monkeypatch.chdir(tmp_path)
+    bounded = apart.run
+    prepared = next(target for target in table.TARGETS if target.name == "nir-values").prepare(tmp_path)
+    assert apart.run is bounded
+    prepared.read(prepared.seeds[0])
+    assert apart.run is bounded
