@@ -36,8 +36,21 @@ MOST_DECODED = 16 * MOST_PIXELS
 """Pixels times scans: a progressive JPEG goes over the whole picture with every scan, ten times as a rule, and a scan may take as little as a hundred bytes."""
 LONGEST = 64
 """So is one whose longer side is more than this many times the shorter: resized, it would fill the memory."""
-DAMAGED = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, struct.error, zlib.error)
-"""What Pillow raises for damaged pictures: SyntaxError for a PNG, and whatever a value that is not there leads to (a palette without colours: TypeError)."""
+DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises for damaged pictures: SyntaxError for a PNG, and whatever a value that is not there leads to (a palette without colours: TypeError, from
+version 13 on AssertionError)."""
 AREA, ASPECT, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
 
