@@ -312,7 +312,7 @@ def _begun_in(path: Path, most: int) -> tuple[Begun, dict[str, Array]]:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dictionary: it has no other way)
         begun = msgspec.json.decode(metadata["lesson"], type=Begun)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (SafetensorError, msgspec.MsgspecError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"'{path}' is no lesson that can go on ({error}): {_ANEW}") from None
     if begun.format != FORMAT:
         raise ArtifactError(f"'{path}' has format {begun.format} and this version reads {FORMAT}: go on with the version that wrote it")

@@ -290,7 +290,7 @@ class Partial:
     def _read(self, file: Path) -> list[tuple[int, int, bytes, bytes]]:
         """The rows of an answer file; none where it is not whole."""
         rows: list[tuple[int, int, bytes, bytes]] = []
-        with contextlib.suppress(OSError, ArtifactError, ValueError):
+        with contextlib.suppress(OSError, ArtifactError, ValueError, msgspec.MsgspecError):
             content = read_plain(file, self.question.largest)
             if hashlib.sha256(content[32:]).digest() == content[:32]:
                 seconds, rows = msgspec.msgpack.decode(content[32:], type=tuple[float, list[tuple[int, int, bytes, bytes]]])
@@ -339,7 +339,7 @@ def _number(file: Path) -> int:
 
 
 def _asked(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ArtifactError, ValueError, RecursionError):
+    with contextlib.suppress(OSError, ArtifactError, ValueError, msgspec.MsgspecError, RecursionError):
         return msgspec.json.decode(read_plain(path, LARGEST_QUESTION), type=dict[str, Any])
     return {}
 

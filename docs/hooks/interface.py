@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, get_origin
 
-import click
 import msgspec
 import typer
 
@@ -135,7 +134,7 @@ def lines() -> Iterator[str]:
     group = typer.main.get_command(cli.app)
     for verb, command in sorted(getattr(group, "commands").items()):  # noqa: B009 (typer's type does not tell)
         yield f"toolchain {verb}"
-        for option in sorted((p for p in command.params if p.name != "help"), key=lambda p: (isinstance(p, click.Option), p.opts)):
+        for option in sorted((p for p in command.params if p.name != "help"), key=lambda p: (p.param_type_name == "option", p.opts)):
             yield f"    {' '.join((*option.opts, *option.secondary_opts))}"
     told: set[type] = set()
     for module in modules():

@@ -18,12 +18,16 @@ from fuzz.planted import PLANTED
 from fuzz.target import Prepared, Target
 from toolchain.errors import ToolchainError
 
+NEEDS = {"nir-bytes": ("nir", "nirtorch"), "nir-values": ("nir", "nirtorch"), "onnx": ("onnx", "onnxruntime")}
+
 INPUTS, SECONDS = 150, 0.25
 """Of each target: so many inputs, or as many as it reads in this time."""
 
 
 @pytest.mark.parametrize("target", table.TARGETS, ids=lambda target: target.name)
 def test_every_input_is_read_or_refused_in_one_sentence(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in NEEDS.get(target.name, ()):
+        pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     prepared = target.prepare(tmp_path)

@@ -512,6 +512,7 @@ def test_a_worker_that_is_short_of_memory_says_so_and_is_tried_again() -> None:
     assert "lower --jobs or --batch or --samples, end other programs" in failure.message
 
 
+@needs_joblib
 def test_an_answer_that_can_never_come_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crews, "LOOK", 0.05)
     ended: list[str] = []
