@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -436,7 +437,8 @@ class Dying:
             give(crew, number, question)
             self.left -= bool(question)
             if question and self.left < 0:
-                os.kill(next(iter(next(iter(crew._executors.values()))._processes)), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it is dead from last time, and not replaced yet
+                    os.kill(next(iter(next(iter(crew._executors.values()))._processes)), signal.SIGKILL)
 
         monkeypatch.setattr(crews.LocalCrew, "give", giving)
 
