@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 
 from fuzz import table
-from fuzz.judge import Finding, Judge, held
+from fuzz.judge import Finding, Judge, Tally, held
 from fuzz.mutate import made
 from fuzz.target import MIB, Prepared, Target
 
@@ -46,7 +46,7 @@ class Bounded:
             found = self.judge(seed)
             if found is not None or self.judge.tally.refused:
                 raise SystemExit(f"a seed of {target.name} is not accepted: {found}")
-        self.judge.tally.__init__()  # type: ignore[misc]
+        self.judge.tally = Tally()
         self.errors = os.open(folder / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(self.errors, 2)
         self.trace = (folder / TRACE).open("w")

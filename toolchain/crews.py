@@ -30,6 +30,7 @@ from toolchain import shards, target
 from toolchain.children import end_with
 from toolchain.errors import ToolchainError, UsageError
 from toolchain.shards import Failure, Message, Opener, Tries
+from toolchain.shortage import THREADS
 
 INSTALL = 'pip install "fsnn-toolchain[cluster]"'
 
@@ -41,8 +42,6 @@ GONE = 30.0
 
 LOOK = 2.0
 """Seconds between two looks at which workers a scheduler has, and at whether ours are watched."""
-
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class OpenCrew(shards.Crew, Protocol):
