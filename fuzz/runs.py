@@ -233,7 +233,6 @@ def answers(folder: Path) -> Prepared:
     """N-COUNT.answers, the partial results that deploy --resume goes on from, with the digest mended."""
     import numpy as np
 
-    from toolchain import partial
     from toolchain.partial import Partial, Question
     from toolchain.shards import Message
 
@@ -255,7 +254,7 @@ def answers(folder: Path) -> Prepared:
         first.add(part, Message({"spikes": 1.0, "seconds": 0.5}, {"logits": np.ones((4, 2))}), images[part])
     first.save()
     first.close()
-    (saved,) = partial._root().glob("*/*.answers")
+    (saved,) = first._folder.glob("*.answers")
     seed = saved.read_bytes()
 
     def read(data: bytes) -> None:
