@@ -208,12 +208,11 @@ def children(pid: int) -> list[int]:
 def unused_files(since: set[str]) -> set[str]:
     """Files of Python's multiprocessing and of joblib's under /dev/shm that were not there and that no living process has mapped: somebody left them.
 
-    A file that is being made is there for a moment: look again.
+    A file that is being made is there for a moment, and one of a killed process until its tracker has tidied up: look again, for `LIMIT` seconds at most.
     """
     fresh = {name for name in set(os.listdir("/dev/shm")) - since if name.startswith(("sem.mp-", "sem.loky-", "psm_", "pym-"))}
-    for _ in range(10):
-        if not fresh:
-            break
+    until = time.monotonic() + LIMIT
+    while fresh and time.monotonic() < until:
         time.sleep(0.1)
         maps = "".join(text for pid in os.listdir("/proc") if pid.isdigit() for text in _maps(int(pid)))
         fresh = {name for name in fresh & set(os.listdir("/dev/shm")) if name not in maps}

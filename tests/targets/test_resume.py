@@ -108,8 +108,10 @@ PIECE = 100
 
 
 @pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_pieces_saved_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How slow the machine is decides nothing here."""
     monkeypatch.setattr(seen, "CHUNK", PIECE)
+    monkeypatch.setattr(partial, "EVERY", float("inf"))
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,7 @@ def test_what_came_is_saved_every_few_seconds_and_new_files_take_the_place_of_ol
 def test_saving_takes_its_share_of_the_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(partial, "EVERY", 2.0)
     answer = Message({}, {"logits": np.zeros(int(partial.BYTES_PER_SECOND * 0.1) // 8)})
     asked = partial.Question("a", "b", "c", 10, dict, lambda part: np.zeros(0), lambda part, found: True, 0)
     kept = partial.Partial(asked, saves=True)
