@@ -247,7 +247,9 @@ def main() -> int:
         f"{'interrupted: ' if campaign.stopped else ''}{campaign.said()}, seed {asked.seed}, {asked.jobs} processes, {time.monotonic() - began:,.0f} s; {machine()}\n"
     )
     print(campaign.text())
-    return 1 if any(row.findings for row in campaign.rows.values()) else 0
+    if any(row.findings for row in campaign.rows.values()):
+        return 1
+    return 130 if campaign.stopped else 0
 
 
 def machine() -> str:

@@ -42,7 +42,7 @@ def check_inputs(graph: Graph, inputs: Array) -> Array:
     shape = array.shape[1:-1] if population.events else array.shape[1:]
     if array.ndim < 2 or prod(shape) != prod(population.shape):
         raise UsageError(
-            f"'{graph.provenance.model}' takes samples of {prod(population.shape)} values, shape {population.shape}, but the input has shape {array.shape}: one sample a row"
+            f"'{graph.provenance.model}' takes samples of {prod(population.shape)} values, shape {population.shape}, but the input has shape {array.shape}: give one sample a row, from the data set that it was made for"
         )
     _require_samples(array)
     if not np.isfinite(array).all():

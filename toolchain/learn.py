@@ -22,7 +22,7 @@ from toolchain import artifact, codec, config, data, fixed, plasticity, question
 from toolchain.compiler import assembled, executable, lowered
 from toolchain.data.dataset import fingerprint
 from toolchain.deploy import Options, available, device_of, sample_shape
-from toolchain.errors import ToolchainError, UsageError, unknown
+from toolchain.errors import ArtifactError, ToolchainError, UsageError, unknown
 from toolchain.files import held, replace_file
 from toolchain.ir import Array, Graph, Rounding
 from toolchain.lesson import STATE, Diverged, Epoch, Kept, Learner, Lesson, Rule, digest, sentence
@@ -292,10 +292,17 @@ def _require_folder(folder: Path | None, *, resume: bool) -> None:
 
 
 def _require_whole(folder: Path, lesson: Lesson) -> None:
-    """UsageError where a run folder lacks what its whole epochs have left."""
+    """UsageError where a run folder lacks what its whole epochs have left, ArtifactError where the learned network is damaged."""
+    if len(lesson.curve) < 2:
+        return
     for name in FILES:
-        if len(lesson.curve) > 1 and not (folder / name).exists():
+        if not (folder / name).exists():
             raise UsageError(f"'{folder}' lacks {name}: restore the file, or learn again into another folder")
+    try:
+        artifact.read(folder / LEARNED)
+    except ArtifactError as error:
+        found, _, _ = str(error).rpartition(": ")  # without what to do of an artefact that a compiler can make again
+        raise ArtifactError(f"{found}: restore the file, or learn again into another folder") from None
 
 
 def _failed(error: BaseException, kept: Kept) -> ToolchainError | None:

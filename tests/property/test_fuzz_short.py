@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import hypothesis
 import pytest
 
 from fuzz import table
-from fuzz.__main__ import Campaign, replay
+from fuzz.__main__ import Campaign, main, replay
 from fuzz.judge import Judge, unsound
 from fuzz.mutate import made
 from fuzz.planted import PLANTED
@@ -98,6 +99,18 @@ def test_the_campaign_sees_what_it_looks_for(tmp_path: Path) -> None:
     for what in ("KeyError", "UserWarning", "ended with -N", "took more than N.N s", "MemoryError", "wrote to stderr", "several lines"):
         assert what in tried.text()
     assert {b"raises", b"crashes", b"computes", b"swells"} <= {path.read_bytes() for path in tmp_path.glob("*.input")}
+
+
+def test_a_campaign_that_is_interrupted_says_so_and_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Campaign, "_piece", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--target", table.TARGETS[0].name, "--inputs", "10", "--out", str(tmp_path)])
+    assert main() == 130
+    assert capsys.readouterr().out.startswith("interrupted: 0 of 10 inputs, 0 findings, seed 0")
 
 
 def test_a_finding_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,7 +234,7 @@ class FeedbackSNN(nn.Module):
             )
         if not events and (x.ndim < 2 or prod(x.shape[1:]) != prod(self.input_shape)):
             raise UsageError(
-                f"'{self.name}' takes samples of shape {self.input_shape} ({prod(self.input_shape)} values) but the input has shape {tuple(x.shape)}: one sample a row"
+                f"'{self.name}' takes samples of shape {self.input_shape} ({prod(self.input_shape)} values) but the input has shape {tuple(x.shape)}: give one sample a row, from the data set that it was made for"
             )
         values = x.to(weight.dtype) if events else x.to(weight.dtype).reshape(len(x), *self.input_shape)
         return (values if self.normalize is None else self.normalize(values)), events
