@@ -1,7 +1,8 @@
 """Run the campaign: `python -m fuzz` reads mutated and drawn files of every kind in bounded processes, and prints what it found.
 
 An input is fine when its reader returns or raises ToolchainError with one plain sentence. Findings (another exception, a warning, words on stderr, a hang, a crash, memory
-beyond the bound) lie in out/fuzz/, each input beside what it did; `--replay FILE --target NAME` reads one again here. Exit 1 where there are findings.
+beyond the bound) lie in out/fuzz/, each input beside what it did; `--replay FILE --target NAME` reads one again here. Exit 1 where there are findings, 130 where it was
+interrupted before there were any.
 """
 
 from __future__ import annotations
