@@ -21,6 +21,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Iterator
+from multiprocessing import Process
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -299,11 +300,22 @@ def _kill(runtime: Any, processes: list[Any], owner: int) -> None:
         for child in children:
             child.kill()
         for child in children:
-            child.join()
+            _reap(child)
         runtime.children = []
         for port in (*runtime.runtime_to_service, *runtime.service_to_runtime):
             port.join()
         _forget(processes)
+
+
+def _reap(child: Any) -> None:
+    """Wait for a child that was killed, and let go of what is open for it, as Lava's `join` does.
+
+    That one closes the process, too, and multiprocessing then falls over it in another thread that starts a process of its own at this moment.
+    """
+    Process.join(child)
+    for opened in (child._popen, child._pconn, child._cconn):
+        opened.close()
+    child._is_done = True
 
 
 def _forget(processes: list[Any]) -> None:

@@ -348,6 +348,15 @@ def test_in_threads_at_once_after_torch_ran_in_several(network: Any) -> None:
         torch.set_num_threads(threads)
 
 
+def test_multiprocessing_may_still_look_at_the_children_of_a_network_that_has_ended(network: Any) -> None:
+    """It does where another thread starts a process meanwhile: it asks every child that it has met whether it lives."""
+    graph, _, _ = network
+    with LAVA_SIM.compile(graph) as run:
+        children = list(run._network._runtime.children)
+    assert {child.exitcode for child in children} == {-signal.SIGKILL}
+    assert not any(child.is_alive() for child in children)
+
+
 def test_two_networks_at_once_and_one_ends(network: Any, random_graph: Any, random_inputs: Any) -> None:
     graph, inputs, _ = network
     other = Retime()(random_graph(5, couples=1))
