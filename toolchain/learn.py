@@ -25,7 +25,7 @@ from toolchain.deploy import Options, available, device_of, sample_shape
 from toolchain.errors import ArtifactError, ToolchainError, UsageError, unknown
 from toolchain.files import held, replace_file
 from toolchain.ir import Array, Graph, Rounding
-from toolchain.lesson import STATE, Diverged, Epoch, Kept, Learner, Lesson, Rule, digest, sentence
+from toolchain.lesson import ANEW, STATE, Diverged, Epoch, Kept, Learner, Lesson, Rule, digest, sentence
 from toolchain.passes import Adjoint, Fold, Inject, Partition, Pipeline, Quantize, Retime
 from toolchain.plasticity import Plastic
 from toolchain.progress import say
@@ -297,12 +297,11 @@ def _require_whole(folder: Path, lesson: Lesson) -> None:
         return
     for name in FILES:
         if not (folder / name).exists():
-            raise UsageError(f"'{folder}' lacks {name}: restore the file, or learn again into another folder")
+            raise UsageError(f"'{folder}' lacks {name}: {ANEW}")
     try:
         artifact.read(folder / LEARNED)
     except ArtifactError as error:
-        found, _, _ = str(error).rpartition(": ")  # without what to do of an artefact that a compiler can make again
-        raise ArtifactError(f"{found}: restore the file, or learn again into another folder") from None
+        raise ArtifactError(f"'{folder / LEARNED}' is no artefact that can be read: {ANEW}") from error
 
 
 def _failed(error: BaseException, kept: Kept) -> ToolchainError | None:

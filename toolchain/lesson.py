@@ -249,11 +249,11 @@ class Lesson:
             and isfinite(begun.seconds)
         )
         if not fits:
-            raise ArtifactError(f"'{path}' counts {begun.updates:,} updates in a way that no lesson does: {_ANEW}")
+            raise ArtifactError(f"'{path}' counts {begun.updates:,} updates in a way that no lesson does: {ANEW}")
         for plastic in self.plastics:
             _require_stored(plastic, self.done.tensors[plastic.tensor], tensors.get(plastic.tensor), path)
         if len(tensors) != len(self.plastics):
-            raise ArtifactError(f"'{path}' holds tensors that this network does not learn: {_ANEW}")
+            raise ArtifactError(f"'{path}' holds tensors that this network does not learn: {ANEW}")
         self.done = Done(begun.updates, {name: frozen(values) for name, values in tensors.items()})
         self.curve, self._seen, self._spent = list(begun.curve), list(begun.seen), begun.seconds
 
@@ -296,7 +296,7 @@ class Kept:
                 self.now()
 
 
-_ANEW = "restore the file, or learn again into another folder"
+ANEW = "restore the file, or learn again into another folder"
 
 
 def _begun_in(path: Path, most: int) -> tuple[Begun, dict[str, Array]]:
@@ -307,13 +307,13 @@ def _begun_in(path: Path, most: int) -> tuple[Begun, dict[str, Array]]:
     try:
         size = path.stat().st_size
         if size > most:  # a file with holes takes no room on the disk, and all of it in memory
-            raise ArtifactError(f"'{path}' has {size:,} bytes, and a lesson of this network at most {most:,}: {_ANEW}")
+            raise ArtifactError(f"'{path}' has {size:,} bytes, and a lesson of this network at most {most:,}: {ANEW}")
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dictionary: it has no other way)
         begun = msgspec.json.decode(metadata["lesson"], type=Begun)
     except (SafetensorError, msgspec.MsgspecError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"'{path}' is no lesson that can go on ({error}): {_ANEW}") from None
+        raise ArtifactError(f"'{path}' is no lesson that can go on ({error}): {ANEW}") from None
     if begun.format != FORMAT:
         raise ArtifactError(f"'{path}' has format {begun.format} and this version reads {FORMAT}: go on with the version that wrote it")
     return begun, tensors
@@ -330,10 +330,10 @@ def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
 
 def _require_stored(plastic: Plastic, first: Array, values: Array | None, path: Path) -> None:
     if values is None or values.shape != first.shape or values.dtype != first.dtype:
-        raise ArtifactError(f"'{path}' lacks tensor '{plastic.tensor}' of shape {first.shape} and type {first.dtype}: {_ANEW}")
+        raise ArtifactError(f"'{path}' lacks tensor '{plastic.tensor}' of shape {first.shape} and type {first.dtype}: {ANEW}")
     low, high = plastic.bounds or (-np.finfo(np.float64).max, np.finfo(np.float64).max)
     if not bool(((values >= low) & (values <= high)).all()):
-        raise ArtifactError(f"'{path}': tensor '{plastic.tensor}' holds numbers that no lesson gives: {_ANEW}")
+        raise ArtifactError(f"'{path}': tensor '{plastic.tensor}' holds numbers that no lesson gives: {ANEW}")
 
 
 def digest(tensors: Mapping[str, Array]) -> str:
