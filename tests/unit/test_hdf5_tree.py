@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import zlib
@@ -110,11 +109,7 @@ def swell(*_):
 
 def children():
     """This process's own, by number, ended ones that nobody asked after too; of other tests there may be some."""
-    parents = {}
-    for place in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(place.parent.name)] = int(place.read_text().rpartition(")")[2].split()[1])
-    return {child for child, parent in parents.items() if parent == os.getpid()}
+    return {child for task in Path("/proc/self/task").glob("*/children") for child in task.read_text().split()}
 
 
 @pytest.mark.parametrize(
