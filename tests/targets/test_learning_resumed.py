@@ -209,7 +209,10 @@ def test_what_cannot_be_gone_on_with_is_said(finished: Path, tmp_path: Path) -> 
         state.write_bytes(content)
         for damaged in (b"", learnt[:-1], learnt[:-1] + bytes([learnt[-1] ^ 1]), content):
             network.write_bytes(damaged)
-            with pytest.raises(ArtifactError, match=r"^'.*learned\.fsnn' is no artefact that can be read: restore the file, or learn again into another folder$"):
+            with pytest.raises(
+                ArtifactError,
+                match=r"^'.*learned\.fsnn' is no artefact that can be read: restore the file, or learn again into another folder$",
+            ):
                 learned(output=finished, resume=True)
         network.unlink()
         with pytest.raises(UsageError, match=r"lacks learned\.fsnn: restore the file"):
